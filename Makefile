@@ -1,0 +1,54 @@
+# make demo    serve the iris example on http://127.0.0.1:3000
+# make test    every test, those against a real tritonserver included
+# make lint    style and types
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# the wire is tried under both major versions of numpy; numpy 1.26 has no wheels for Python 3.13 and later
+NUMPY1 := .venv-numpy1
+
+.PHONY: demo test test-numpy1 lint format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/adapter engine install
+	cd examples/iris && $(abspath $(BIN))/python train.py
+	$(BIN)/adapter serve service:svc --working-dir examples/iris
+
+test: $(VENV)/.dev test-numpy1
+	$(BIN)/adapter engine install
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-numpy1: $(NUMPY1)/.installed
+	@if [ -x $(NUMPY1)/bin/pytest ]; then \
+		$(NUMPY1)/bin/adapter engine install && $(NUMPY1)/bin/pytest tests/test_payload.py tests/e2e/test_wire.py; \
+	else echo "numpy 1.26 does not exist for this Python: the wire is tried under numpy 2 alone."; fi
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[sklearn]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(NUMPY1)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(NUMPY1)
+	if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+		$(NUMPY1)/bin/python -m pip install --quiet --editable '.[dev]' 'numpy<2'; fi
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(NUMPY1) .mypy_cache .ruff_cache .pytest_cache .hypothesis

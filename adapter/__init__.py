@@ -1,0 +1,73 @@
+"""Model services in plain Python, served by NVIDIA Triton Inference Server.
+
+Importing adapter imports nothing but the standard library; a name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from adapter import exceptions, io, models
+    from adapter.context import Context, Cookie
+    from adapter.frameworks import picklable_model, sklearn
+    from adapter.loader import load_service as load
+    from adapter.model import Model
+    from adapter.runnable import Runnable
+    from adapter.runner import Runner
+    from adapter.services import Service
+    from adapter.tag import Tag
+    from adapter.tensor import TensorSpec
+
+# name -> the module it comes from, or "module:attribute"; to add a framework, add its file to frameworks/ and a line here
+_LAZY = {
+    "Context": "adapter.context:Context",
+    "Cookie": "adapter.context:Cookie",
+    "Model": "adapter.model:Model",
+    "Runnable": "adapter.runnable:Runnable",
+    "Runner": "adapter.runner:Runner",
+    "Service": "adapter.services:Service",
+    "Tag": "adapter.tag:Tag",
+    "TensorSpec": "adapter.tensor:TensorSpec",
+    "exceptions": "adapter.exceptions",
+    "io": "adapter.io",
+    "load": "adapter.loader:load_service",
+    "models": "adapter.models",
+    "picklable_model": "adapter.frameworks.picklable_model",
+    "sklearn": "adapter.frameworks.sklearn",
+}
+
+__all__ = [
+    "Context",
+    "Cookie",
+    "Model",
+    "Runnable",
+    "Runner",
+    "Service",
+    "Tag",
+    "TensorSpec",
+    "exceptions",
+    "io",
+    "load",
+    "models",
+    "picklable_model",
+    "sklearn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'adapter' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    value: Any = importlib.import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

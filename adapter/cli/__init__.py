@@ -1,0 +1,44 @@
+"""The command line: one file a command, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from adapter import __version__
+from adapter.exceptions import AdapterError
+
+# name -> "module:attribute"; to add a command, add a file to this folder and a line here
+COMMANDS = {
+    "serve": "adapter.cli.serve:serve",
+    "export": "adapter.cli.export:export",
+    "models": "adapter.cli.models:models",
+    "engine": "adapter.cli.engine:engine",
+}
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an error that adapter raises on purpose is one sentence on stderr and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except AdapterError as error:
+            raise click.ClickException(error.message) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="adapter")
+def main() -> None:
+    """Write model services in plain Python, serve them with NVIDIA Triton Inference Server."""

@@ -1,0 +1,118 @@
+"""Every error that adapter raises on purpose.
+
+AdapterError                      500
+├── InvalidArgument               400   a caller sent something that cannot be used
+│   ├── BadInput                  400   the body of a request cannot be read as what its API expects
+│   ├── UnsupportedMediaType      415   the body of a request has a content type that its API does not read
+│   └── PayloadTypeError          400   a value has a type that cannot cross to a runner (also a TypeError)
+├── NotFound                      404   no such model, API or entry
+├── AlreadyExists                 409   the name is taken
+├── UnprocessableEntity           422
+├── ServiceUnavailable            503   try again later (`retry_after` seconds)
+├── DeadlineExceeded              504   the time that the caller allowed is over
+├── InternalServerError           500
+├── RemoteException               500   user code in a runner raised
+├── StateException                500   something was used before it was ready, or in the wrong place
+├── MissingDependencyException    500   an optional library is not installed
+├── ConfigException               500   a setting has a value that cannot be used
+├── ImportServiceError            500   "module:attr" does not lead to a Service
+├── ExportError                   500   a service cannot be written into a model repository
+└── EngineError                   500   tritonserver cannot be found, installed or started
+
+A class of your own with another `error_code` reaches the HTTP client with that status and its message.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+
+class AdapterError(Exception):
+    """Base of every error of adapter; `error_code` is the HTTP status it becomes."""
+
+    error_code: int = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidArgument(AdapterError):
+    error_code = HTTPStatus.BAD_REQUEST
+
+
+class BadInput(InvalidArgument):
+    pass
+
+
+class UnsupportedMediaType(InvalidArgument):
+    error_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class PayloadTypeError(InvalidArgument, TypeError):
+    pass
+
+
+class NotFound(AdapterError):
+    error_code = HTTPStatus.NOT_FOUND
+
+
+class AlreadyExists(AdapterError):
+    error_code = HTTPStatus.CONFLICT
+
+
+class UnprocessableEntity(AdapterError):
+    error_code = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class ServiceUnavailable(AdapterError):
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, message: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(AdapterError):
+    error_code = HTTPStatus.GATEWAY_TIMEOUT
+
+
+class InternalServerError(AdapterError):
+    pass
+
+
+class RemoteException(AdapterError):
+    pass
+
+
+class StateException(AdapterError):
+    pass
+
+
+class MissingDependencyException(AdapterError):
+    def __init__(self, library: str, *, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed, and adapter.{extra} needs it: run `pip install 'triton-adapter[{extra}]'`."
+        )
+
+
+class ConfigException(AdapterError):
+    pass
+
+
+class ImportServiceError(AdapterError):
+    pass
+
+
+class ExportError(AdapterError):
+    pass
+
+
+class EngineError(AdapterError):
+    pass
+
+
+def sentence(error: BaseException) -> str:
+    """One line that names an error a person did not expect: its type and its message."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

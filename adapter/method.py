@@ -1,0 +1,255 @@
+"""The served methods of a Runnable: how each is called, and its calls as tensors or plain values."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from adapter import payload
+from adapter.exceptions import InvalidArgument, PayloadTypeError, RemoteException
+from adapter.model import BatchingConfig, Parameter, Signature
+from adapter.runnable import Runnable, signatures
+from adapter.tensor import Array, TensorSpec, to_front
+
+logger = logging.getLogger(__name__)
+
+_POSITIONAL = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")
+_NAMED = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One served method: how it is called, batched and typed."""
+
+    name: str
+    signature: Signature
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    hints: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def call(self) -> inspect.Signature | None:
+        """The method's own signature without `self`, None where it is not known."""
+        if self.signature.parameters is None:
+            return None
+        return inspect.Signature(
+            [
+                inspect.Parameter(
+                    p.name, getattr(inspect.Parameter, p.kind), default=inspect.Parameter.empty if p.required else None
+                )
+                for p in self.signature.parameters
+            ]
+        )
+
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise the TypeError that Python itself would where the arguments do not fit the method."""
+        if self.call is not None:
+            try:
+                self.call.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self.name}() {error}") from None
+
+    # ---- typed tensors ----------------------------------------------------------------------------------------
+
+    @property
+    def typed(self) -> bool:
+        return self.signature.typed
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.signature.inputs or ()
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.signature.outputs or ()
+
+    def pack(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Array], str]:
+        """The tensors of a typed call, batch axis first, and what else it carries as JSON ("" for nothing).
+
+        Raises TypeError where a tensor is missing, InvalidArgument where its data type or shape does not fit, and
+        PayloadTypeError where an argument beside the tensors is not a plain JSON value.
+        """
+        named = self._named(args, kwargs)
+        arrays, columns = [], {}
+        for spec in self.inputs:
+            if spec.name not in named:
+                raise TypeError(f"{self.name}() missing a required argument: {spec.name!r}")
+            value = named.pop(spec.name)
+            if hasattr(value, "to_numpy"):  # a DataFrame or a Series
+                if hasattr(value, "columns"):
+                    columns[spec.name] = [str(c) for c in value.columns]
+                value = value.to_numpy()
+            arrays.append(self._wire(spec.cast(value), self.signature.batch_dim[0], spec))
+        if self.signature.batchable:
+            sizes = {a.shape[0] for a in arrays}
+            if len(sizes) > 1:
+                raise InvalidArgument(f"{self.name}() takes tensors of one batch size, but they have {sorted(sizes)}.")
+            if not sizes or 0 in sizes:
+                raise InvalidArgument(f"{self.name}() takes a batch of at least one item; this one is empty.")
+        extra = {key: value for key, value in (("kwargs", named), ("columns", columns)) if value}
+        return arrays, self._json(extra) if extra else ""
+
+    def unpack(self, arrays: Sequence[Array], extra: str) -> Call:
+        """The call that `pack` packed; their batch axis where the method expects it."""
+        more = json.loads(extra) if extra else {}
+        columns, kwargs, args = more.get("columns", {}), dict(more.get("kwargs", {})), []
+        keywords = {p.name for p in self.signature.parameters or () if p.kind in _NAMED}
+        for spec, array in zip(self.inputs, arrays, strict=True):
+            value = self._unwire(array, self.signature.batch_dim[0], spec)
+            if spec.name in columns:
+                value = _frame(value, columns[spec.name])
+            if spec.name in keywords:
+                kwargs[spec.name] = value
+            else:
+                args.append(value)
+        return Call(self, tuple(args), kwargs)
+
+    def pack_result(self, result: Any) -> list[Array]:
+        """The tensors of what a typed method returned; RemoteException where it is not what the signature says."""
+        values = result if len(self.outputs) > 1 else (result,)
+        if not isinstance(values, (tuple, list)) or len(values) != len(self.outputs):
+            raise RemoteException(
+                f"{self.name}() returned {described(result)}, but its signature has {len(self.outputs)} outputs."
+            )
+        try:
+            return [
+                self._wire(spec.cast(value), self.signature.batch_dim[1], spec)
+                for spec, value in zip(self.outputs, values, strict=True)
+            ]
+        except InvalidArgument as error:
+            raise RemoteException(f"{self.name}() returned something else than its signature says. {error}") from error
+
+    def unpack_result(self, arrays: Sequence[Array]) -> Any:
+        """What a typed method returned: one array, or a tuple where it has several outputs."""
+        values = [
+            self._unwire(array, self.signature.batch_dim[1], spec)
+            for spec, array in zip(self.outputs, arrays, strict=True)
+        ]
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def wire_shape(self, spec: TensorSpec, axis: int) -> tuple[int, ...]:
+        """The shape of a tensor on the wire: batch axis first, and never without an axis that is not the batch."""
+        shape = list(spec.shape)
+        if self.signature.batchable:
+            shape.insert(0, shape.pop(axis))
+        return tuple(shape) if len(shape) > int(self.signature.batchable) else (*shape, 1)
+
+    def _wire(self, array: Array, axis: int, spec: TensorSpec) -> Array:
+        moved = to_front(array, axis) if self.signature.batchable else array
+        # Triton has no `dims: []`: a scalar per item (a label, say) travels as [batch, 1]
+        return moved if moved.ndim > int(self.signature.batchable) else moved.reshape((*moved.shape, 1))
+
+    def _unwire(self, array: Array, axis: int, spec: TensorSpec) -> Array:
+        if len(spec.shape) == int(self.signature.batchable):
+            array = array.reshape(array.shape[:-1])
+        return np.moveaxis(array, 0, axis) if self.signature.batchable and axis else array
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        self.check(args, kwargs)
+        parameters = self.signature.parameters
+        if parameters is None or any(p.kind == "VAR_POSITIONAL" for p in parameters):
+            names = [p.name for p in parameters or () if p.kind in _POSITIONAL]
+            names += [s.name for s in self.inputs if s.name not in names]
+        else:
+            names = [p.name for p in parameters if p.kind in _POSITIONAL]
+        if len(args) > len(names):
+            raise TypeError(f"{self.name}() takes {len(names)} positional arguments, but {len(args)} were given")
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def _json(self, extra: Mapping[str, Any]) -> str:
+        try:
+            return json.dumps(extra, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise PayloadTypeError(
+                f"{self.name}() takes plain JSON values beside its tensors ({', '.join(s.name for s in self.inputs)}): "
+                f"{error}."
+            ) from error
+
+    # ---- blobs ----------------------------------------------------------------------------------------------------
+
+    def rebuild(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """A call whose arguments came as plain values: annotated dataclasses and pydantic models are made anew."""
+        if not self.hints:
+            return Call(self, tuple(args), dict(kwargs))
+        names = [p.name for p in self.signature.parameters or () if p.kind in _POSITIONAL]
+        names += [""] * (len(args) - len(names))
+        return Call(
+            self,
+            tuple(payload.rebuild(a, self.hints.get(n, Any)) for a, n in zip(args, names, strict=False)),
+            {name: payload.rebuild(value, self.hints.get(name, Any)) for name, value in kwargs.items()},
+        )
+
+    def rebuild_result(self, value: Any) -> Any:
+        return payload.rebuild(value, self.hints.get("return", Any))
+
+
+def methods_of(cls: type[Runnable], batching: Callable[[str], BatchingConfig]) -> dict[str, MethodSpec]:
+    """The served methods of a Runnable class with all that their definitions tell."""
+    return {name: _method(name, getattr(cls, name), s, batching(name)) for name, s in signatures(cls).items()}
+
+
+def _method(name: str, function: Callable[..., Any], signature: Signature, batching: BatchingConfig) -> MethodSpec:
+    hints: dict[str, Any] = {}
+    if signature.parameters is None:
+        hints = _hints(function)
+        parameters = Parameter.all_of(function)
+        signature = replace(signature, parameters=parameters[1:] if parameters else None)
+        signature = replace(
+            signature, inputs=_inputs(signature, hints), outputs=signature.outputs or _outputs(hints.get("return"))
+        )
+    return MethodSpec(name, signature, batching, hints)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception as error:  # noqa: BLE001  # annotations are the user's own code, and may name what is not imported
+        logger.debug("The annotations of %s cannot be read: %s", function, error)
+        return {}
+
+
+def _inputs(signature: Signature, hints: Mapping[str, Any]) -> tuple[TensorSpec, ...] | None:
+    names = [p.name for p in signature.parameters or () if p.kind in (*_POSITIONAL, "KEYWORD_ONLY")]
+    if signature.inputs is not None:
+        free = iter(n for n in names if n not in {s.name for s in signature.inputs})
+        return tuple(s if s.name else replace(s, name=next(free, f"input_{i}")) for i, s in enumerate(signature.inputs))
+    required = [p.name for p in signature.parameters or () if p.required]
+    found = [replace(spec, name=n) for n in names if (spec := _annotated(hints.get(n))) is not None]
+    return tuple(found) if found and {s.name for s in found} >= set(required) else None
+
+
+def _outputs(annotation: Any) -> tuple[TensorSpec, ...] | None:
+    several = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else (annotation,)
+    found = [_annotated(a) for a in several]
+    return tuple(replace(s, name=f"output_{i}") for i, s in enumerate(found) if s) if found and all(found) else None
+
+
+def _annotated(annotation: Any) -> TensorSpec | None:
+    """The TensorSpec in `Annotated[np.ndarray, TensorSpec("float32", (-1, 4))]`."""
+    return next((m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, TensorSpec)), None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a method, as its caller wrote it."""
+
+    method: MethodSpec
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def _frame(value: Array, columns: Sequence[str]) -> Any:
+    import pandas as pd  # a worker need not have pandas unless a data frame was sent
+
+    return pd.DataFrame(value, columns=list(columns))
+
+
+def described(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"

@@ -1,0 +1,181 @@
+"""The saved models that code can name: `get`, `list`, `create` and `delete`.
+
+Models are saved in the store on disk, `$ADAPTER_HOME/models`. Where there is none (a worker inside Triton, a front
+that only has a manifest), `use_source` makes `get` and `list` answer from elsewhere; this file therefore travels inside
+every entry, and needs no more than numpy and cloudpickle.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cloudpickle
+import numpy as np
+
+from adapter import __version__
+from adapter.exceptions import InvalidArgument
+from adapter.model import Model, ModelInfo, Signature
+from adapter.tag import Tag
+
+if TYPE_CHECKING:
+    from adapter.store import ModelStore, NewModel
+
+DEFAULT_HOME = "~/.adapter"
+
+
+class ModelSource(Protocol):
+    """Where `get` and `list` find models: the store, an entry of a model repository, a manifest."""
+
+    def get(self, tag: Tag) -> Model:
+        """The model of a tag (no version or `latest` means the newest); NotFound where there is none."""
+
+    def list(self, name: str | None = None) -> builtins.list[Model]:
+        """All versions of all models, or of one, newest first; empty where there is none."""
+
+
+_source: ModelSource | None = None
+
+
+def use_source(source: ModelSource | None) -> None:
+    """Let `get` and `list` answer from `source` in this process; None means the store again."""
+    global _source
+    _source = source
+
+
+def source() -> ModelSource:
+    """What `get` and `list` answer from now."""
+    return store() if _source is None else _source
+
+
+def store() -> ModelStore:
+    """The store on disk: `models` in `$ADAPTER_HOME`, which is read at each call."""
+    # only here: adapter.store needs PyYAML and file locks, which an entry inside Triton does without
+    from adapter.store import ModelStore
+
+    return ModelStore(Path(os.environ.get("ADAPTER_HOME") or DEFAULT_HOME).expanduser() / "models")
+
+
+def get(tag: str | Tag) -> Model:
+    """Return a saved model by `name`, `name:latest`, `name:<version>` or the beginning of one version.
+
+    Raises NotFound where there is none, and InvalidArgument where several versions begin so.
+    """
+    return source().get(Tag.parse(tag))
+
+
+def list(tag: str | Tag | None = None) -> builtins.list[Model]:  # noqa: A001  # `adapter.models.list` is the public name
+    """Return all saved models, or all versions of one name, newest first; NotFound where the name is unknown."""
+    if tag is None:
+        return source().list()
+    wanted = Tag.parse(tag)
+    if wanted.version is not None:
+        return [source().get(wanted)]
+    return source().list(wanted.name) or [source().get(wanted)]
+
+
+@contextlib.contextmanager
+def create(
+    name: str | Tag,
+    *,
+    module: str = "",
+    api_version: str = "v1",
+    signatures: Mapping[str, Signature | Mapping[str, Any]] | None = None,
+    labels: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    external_modules: Iterable[ModuleType] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> Iterator[NewModel]:
+    """Save a model whose files the `with` block writes: into the folder `path`, or to `path_of("file")`.
+
+    It is saved when the block ends well, and nothing is left of it otherwise. `name` may hold a version, which must not
+    exist yet (AlreadyExists); without one a new version is made. `custom_objects` are pickled beside it; classes and
+    functions of `external_modules` are pickled by value there and by cloudpickle inside the block, so that loading the
+    model does not need these modules. `metadata` and `options` hold plain values; numpy's become such.
+
+    >>> with adapter.models.create("rules", labels={"team": "risk"}) as model:
+    ...     Path(model.path_of("rules.txt")).write_text("x > 3")
+    """
+    given = Tag.parse(name)
+    info = ModelInfo(
+        tag=given if given.version else given.with_new_version(),
+        module=module,
+        labels={str(key): str(value) for key, value in (labels or {}).items()},
+        options=plain(options or {}, "options"),
+        metadata=plain(metadata or {}, "metadata"),
+        context={
+            **plain(context or {}, "context"),
+            "adapter_version": __version__,
+            "python_version": platform.python_version(),
+        },
+        signatures={method: Signature.of(spec) for method, spec in (signatures or {}).items()},
+        api_version=api_version,
+    )
+    with store().create(info) as model, _by_value(external_modules or ()):
+        if custom_objects:
+            Path(model.path_of(Model.CUSTOM_OBJECTS)).write_bytes(cloudpickle.dumps(dict(custom_objects)))
+        yield model
+
+
+def delete(tag: str | Tag) -> builtins.list[Tag]:
+    """Delete a version of a model, or with a name alone all of them; returns the tags that are gone."""
+    return store().delete(Tag.parse(tag))
+
+
+@contextlib.contextmanager
+def _by_value(modules: Iterable[ModuleType]) -> Iterator[None]:
+    """Let cloudpickle write the code of these modules into a pickle instead of their names."""
+    added: builtins.list[ModuleType] = []
+    try:
+        for module in modules:
+            if not isinstance(module, ModuleType):
+                raise InvalidArgument(f"external_modules=[…] holds imported modules, not {module!r}.")
+            if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                cloudpickle.register_pickle_by_value(module)
+                added.append(module)
+        yield
+    finally:
+        for module in added:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def plain(value: Any, where: str) -> Any:
+    """`value` as YAML and JSON can both write it: numpy and pandas values as numbers, text, lists and dicts.
+
+    InvalidArgument names the place of a value that has no such form.
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = (value.astype(str) if value.dtype.kind in "mM" else value).tolist()
+    elif hasattr(value, "to_dict"):  # a DataFrame or a Series
+        value = value.to_dict()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        for kind in (bool, int, float, str):
+            if isinstance(value, kind):
+                return kind(value)  # an enum member or a subclass of str would not be plain
+        return None
+    if isinstance(value, Mapping):
+        return {_plain_key(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (tuple, builtins.list)):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hasattr(value, "isoformat"):  # a date or a time
+        return value.isoformat()
+    raise InvalidArgument(
+        f"{where} holds a value of type {type(value).__name__}, which model.yaml cannot: give numbers, text, dates, "
+        "lists and dicts, and anything else as custom_objects={…}."
+    )
+
+
+def _plain_key(key: Any, where: str) -> str | int | float | bool:
+    found = plain(key, where)
+    if found is None or isinstance(found, (dict, builtins.list)):
+        raise InvalidArgument(f"{where} has the key {key!r}, which model.yaml cannot hold: use text or a number.")
+    result: str | int | float | bool = found
+    return result

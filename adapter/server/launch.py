@@ -1,0 +1,337 @@
+"""The process tree of `adapter serve`: this launcher, tritonserver, and the front processes.
+
+The launcher imports the service, runs its deployment hooks, exports it, starts the engine, then the front processes on
+one listening socket. It ends what it started: the fronts first, which finish what they have accepted, then Triton.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from adapter import models
+from adapter.exceptions import AdapterError, ConfigException, EngineError
+from adapter.loader import load_service
+from adapter.server.app import DEFAULT_TIMEOUT_S
+from adapter.server.front import VARIABLE, FrontOptions
+from adapter.services import Service
+from adapter.triton import engine as engines
+from adapter.triton.export import plan, write
+from adapter.triton.manifest import Manifest, RecordingModels
+
+logger = logging.getLogger("adapter.server")
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 3000
+DEFAULT_BACKLOG = 2048
+_ENGINE_START_S = 600.0  # models may be large
+_GRACE_S = 5.0  # after the timeout of a request, for a front to end by itself
+_STEADY_S = 10.0  # a front that lived this long is replaced at once
+_LONGEST_PAUSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `adapter serve` was asked for; `api_workers` None is one for each CPU."""
+
+    target: str
+    working_dir: Path = Path(".")
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    api_workers: int | None = None
+    development: bool = False
+    triton: str | None = None
+    manifest: Path | None = None
+    repository: Path | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+    @property
+    def fronts(self) -> int:
+        if self.development:
+            return 1
+        return self.api_workers if self.api_workers is not None else len(os.sched_getaffinity(0))
+
+
+def load_recorded(target: str, working_dir: Path) -> tuple[Service, dict[str, str]]:
+    """Import a service and note how the tags of the saved models that it asks for were resolved."""
+    recording = RecordingModels(models.store())
+    models.use_source(recording)
+    try:
+        return load_service(target, working_dir), recording.tags
+    finally:
+        models.use_source(None)
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code is 0 then, and 1 where the service could not be kept running.
+
+    AdapterError where it cannot start, with one sentence that says why.
+    """
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(options.host, options.port))
+        stop = _StopSignals()
+        manifest, url, metadata, engine = None, None, (), None
+        if options.triton is not None:
+            manifest, url = _remote_manifest(options), options.triton
+            models.use_source(Manifest.read(manifest).source(options.target))
+            service = load_service(options.target, options.working_dir)
+            models.use_source(None)
+            _deploy(service)
+        else:
+            service, tags = load_recorded(options.target, options.working_dir)
+            _deploy(service)
+            if not options.development:
+                manifest = stack.enter_context(_repository(options)) if service.runners else None
+            if manifest is not None:
+                written = write(plan(service, folder=Path.cwd(), tags=tags), manifest)
+                engine = _start_engine(stack, manifest, [w.name for w in written], stop)
+                url, metadata = engine.url, (engine.metadata,)
+        if stop.asked:
+            return 0
+
+        def front(index: int, listen_fd: int, ready_fd: int) -> FrontOptions:
+            return FrontOptions(
+                target=service.import_string or options.target,
+                working_dir=str(Path.cwd()),
+                index=index,
+                parent=os.getpid(),
+                listen_fd=listen_fd,
+                ready_fd=ready_fd,
+                timeout_s=options.timeout_s,
+                store=options.triton is None,
+                url=url,
+                manifest=str(manifest) if manifest is not None else None,
+                metadata=metadata,
+            )
+
+        fronts = Fronts(options, listener, front)
+        stack.callback(fronts.stop)
+        return _run(options, service, fronts, engine, stop)
+
+
+def _run(
+    options: ServeOptions, service: Service, fronts: Fronts, engine: engines.Engine | None, stop: _StopSignals
+) -> int:
+    fronts.start()
+    if not fronts.wait_ready(stop):
+        return 0 if stop.asked else 1
+    mode = "development" if options.development else "production"
+    where = f"http://{_shown(options.host)}:{fronts.port}"
+    logger.info("Serving %s (%s) on %s (Press CTRL+C to quit)", service.import_string, mode, where)
+    while not stop.asked:
+        stop.wait([p.fd for p in fronts.processes] + ([engine.pidfd] if engine is not None else []))
+        if engine is not None and engine.poll() is not None and not stop.asked:
+            logger.error("tritonserver ended by itself with exit code %s; this service ends, too.", engine.poll())
+            return 1
+        if not stop.asked and not fronts.replace_dead():
+            return 1
+    logger.info("Shutting down: requests that were accepted are answered first.")
+    return 0
+
+
+def _deploy(service: Service) -> None:
+    for hook in service.deployment_hooks:
+        result = hook()
+        if inspect.isawaitable(result):
+            asyncio.run(_awaited(result))
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def _start_engine(stack: contextlib.ExitStack, repository: Path, entries: list[str], stop: _StopSignals) -> Any:
+    installation = engines.ensure(os.environ)
+    engine = engines.Engine.start(installation, repository, entries, env=os.environ)
+    stack.callback(engine.stop)
+    engine.wait_ready(_ENGINE_START_S, cancelled=lambda: stop.asked)
+    logger.info("Triton %s serves %s", installation.version or "", ", ".join(entries))
+    return engine
+
+
+@contextlib.contextmanager
+def _repository(options: ServeOptions) -> Iterator[Path]:
+    """The folder that the service is exported to: the one named, else one that lasts as long as this process."""
+    if options.repository is not None:
+        yield options.repository.resolve()
+        return
+    folder = Path(tempfile.mkdtemp(prefix="adapter-repository-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remote_manifest(options: ServeOptions) -> Path:
+    if options.development:
+        raise ConfigException("--development runs everything in one process, so it cannot be used with --triton.")
+    place = options.manifest or options.repository or Path("model_repository")
+    return (options.working_dir / place).resolve()
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+@contextlib.contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket that front processes inherit; ConfigException where the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(DEFAULT_BACKLOG)
+    except (OSError, OverflowError) as error:
+        taken = isinstance(error, OSError) and error.errno == 98
+        reason = "another program uses it; choose another with --port" if taken else str(error)
+        raise ConfigException(f"{_shown(host)}:{port} cannot be listened on: {reason}.") from error
+    with listener:
+        yield listener
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT as a flag that can be waited for; the second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def wait(self, fds: list[int], timeout: float | None = None) -> None:
+        """Sleep until a signal comes, one of the file descriptors is readable, or the time is over."""
+        with contextlib.suppress(InterruptedError):
+            select.select([self._read, *fds], [], [], timeout)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 512)
+
+
+# ---- front processes --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Front:
+    """One running front process."""
+
+    index: int
+    process: subprocess.Popen[bytes]
+    fd: int  # a pidfd: readable when the process has ended
+    ready: int
+    born: float
+
+
+class Fronts:
+    """The front processes: started together, replaced when they die."""
+
+    def __init__(
+        self, options: ServeOptions, listener: socket.socket, front: Callable[[int, int, int], FrontOptions]
+    ) -> None:
+        self.processes: list[_Front] = []
+        self._options = options
+        self._listener = listener
+        self._front = front
+        self._pause = 0.0
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    def start(self) -> None:
+        self.processes = [self._spawn(index) for index in range(1, self._options.fronts + 1)]
+
+    def _spawn(self, index: int) -> _Front:
+        ready, theirs = os.pipe()
+        try:
+            listen_fd = self._listener.fileno()
+            options = self._front(index, listen_fd, theirs)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "adapter.server.front"],
+                env=_environment(options),
+                pass_fds=(listen_fd, theirs),
+                start_new_session=True,  # CTRL+C reaches the launcher alone, which lets fronts finish their requests
+            )
+        finally:
+            os.close(theirs)
+        return _Front(index, process, os.pidfd_open(process.pid), ready, time.monotonic())
+
+    def wait_ready(self, stop: _StopSignals) -> bool:
+        """Wait until all take requests; False when one ended before, or a signal came."""
+        waiting = {front.ready for front in self.processes}
+        while waiting and not stop.asked:
+            stop.wait(list(waiting))
+            for fd in list(waiting):
+                if not select.select([fd], [], [], 0)[0]:
+                    continue
+                if not os.read(fd, 1):
+                    logger.error("A front process could not start; its own message is above.")
+                    return False
+                waiting.discard(fd)
+        return not waiting
+
+    def replace_dead(self) -> bool:
+        """Start anew what has died; False where one dies again and again before it takes a request."""
+        for position, front in enumerate(self.processes):
+            code = front.process.poll()
+            if code is None:
+                continue
+            if time.monotonic() - front.born > _STEADY_S:
+                self._pause = 0.0
+            if self._pause > _LONGEST_PAUSE_S:
+                logger.error("The front process %s keeps dying (exit code %s).", front.index, code)
+                return False
+            logger.warning("The front process %s died (exit code %s); a new one starts.", front.index, code)
+            time.sleep(self._pause)
+            self._pause = max(0.5, 2 * self._pause)
+            self._forget(front)
+            self.processes[position] = self._spawn(front.index)
+        return True
+
+    def stop(self) -> None:
+        """Let every front finish what it has accepted, and end those that do not."""
+        for front in self.processes:
+            front.process.terminate()
+        until = time.monotonic() + self._options.timeout_s + _GRACE_S
+        for front in self.processes:
+            try:
+                front.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.warning("The front process %s did not end in time and is killed.", front.index)
+                front.process.kill()
+                front.process.wait()
+            self._forget(front)
+        self.processes = []
+
+    def _forget(self, front: _Front) -> None:
+        os.close(front.fd)
+        os.close(front.ready)
+
+
+def _environment(options: FrontOptions) -> Mapping[str, str]:
+    return {**os.environ, VARIABLE: options.to_json(), "PYTHONUNBUFFERED": "1"}
+
+

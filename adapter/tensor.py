@@ -1,0 +1,146 @@
+"""Tensors: their specifications, the data types of numpy and Triton, and the batch axis."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter.exceptions import InvalidArgument
+
+Array = npt.NDArray[Any]
+
+# https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_configuration.md#datatypes
+_TRITON_OF_NUMPY = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+_NUMPY_OF_TRITON = {triton: np.dtype(name) for name, triton in _TRITON_OF_NUMPY.items()}
+
+
+def triton_dtype(dtype: npt.DTypeLike) -> str | None:
+    """Triton's name of a numpy data type (`float32` is `FP32`), None where Triton has none."""
+    return _TRITON_OF_NUMPY.get(np.dtype(dtype).name)
+
+
+def numpy_dtype(triton: str) -> np.dtype[Any]:
+    """The numpy data type of one of Triton's (`FP32` is `float32`)."""
+    return _NUMPY_OF_TRITON[triton]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """The data type and the shape of one tensor; -1 stands for any length of an axis, the batch axis included.
+
+    >>> TensorSpec("float32", (-1, 4), name="X")
+    TensorSpec(dtype='float32', shape=(-1, 4), name='X')
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError as error:
+            raise InvalidArgument(f"{self.dtype!r} is not a numpy data type such as 'float32'.") from error
+        # numpy cannot read its own name of a string type with a length ("str160"), so strings are of any length
+        object.__setattr__(self, "dtype", {"U": "str", "S": "bytes"}.get(dtype.kind, dtype.name))
+        try:
+            shape = tuple(operator.index(n) for n in self.shape)
+        except TypeError as error:
+            raise InvalidArgument(f"{self.shape!r} is not a shape such as (-1, 4), where -1 is any length.") from error
+        if any(n < -1 for n in shape):
+            raise InvalidArgument(f"The shape {shape} has a negative length; -1 alone stands for any length.")
+        object.__setattr__(self, "shape", shape)
+
+    @classmethod
+    def of(
+        cls, spec: TensorSpec | Array | Sequence[Any], name: str = "", *, batch_dim: int | None = None
+    ) -> TensorSpec:
+        """Read a spec, a `(dtype, shape)` pair, or a sample array, whose batch axis (if any) may have any length."""
+        if isinstance(spec, TensorSpec):
+            return spec if spec.name else replace(spec, name=name)
+        if isinstance(spec, np.ndarray):
+            shape = list(spec.shape)
+            if batch_dim is not None and spec.ndim:
+                if batch_dim >= spec.ndim:
+                    raise InvalidArgument(f"A sample of shape {spec.shape} has no axis {batch_dim} for the batch.")
+                shape[batch_dim] = -1
+            return cls(spec.dtype.str, tuple(shape), name)
+        if isinstance(spec, (tuple, list)) and len(spec) == 2:
+            return cls(spec[0], spec[1], name)
+        raise InvalidArgument(
+            f"{spec!r} does not describe a tensor: give adapter.TensorSpec('float32', (-1, 4)), a pair "
+            "('float32', (-1, 4)) or a sample array."
+        )
+
+    @property
+    def triton(self) -> str | None:
+        """Triton's name of the data type, None where Triton has none (strings travel as a blob)."""
+        return triton_dtype(self.dtype)
+
+    def cast(self, value: Any) -> Array:
+        """Return `value` as an array of this data type and shape, or raise InvalidArgument that says what differs.
+
+        Data types are cast within their kind or to a wider one (int64 to float32), never float to int.
+        """
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise InvalidArgument(f"{self._subject} is ragged: {error}") from error
+        wanted = np.dtype(self.dtype)
+        if array.dtype != wanted:
+            if array.size and not np.can_cast(array.dtype, wanted, casting="same_kind"):
+                raise InvalidArgument(f"{self._subject} is of data type {self.dtype}, but {array.dtype} came.")
+            array = array.astype(wanted)
+        if len(array.shape) != len(self.shape) or any(
+            w not in (-1, n) for w, n in zip(self.shape, array.shape, strict=True)
+        ):
+            raise InvalidArgument(f"{self._subject} has the shape {self.shape}, but {array.shape} came.")
+        return array
+
+    @property
+    def _subject(self) -> str:
+        return f"The tensor {self.name!r}" if self.name else "The tensor"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> TensorSpec:
+        return cls(record["dtype"], tuple(record["shape"]), record["name"])
+
+
+def to_front(array: Array, axis: int) -> Array:
+    """The array with its batch axis first, as Triton wants it."""
+    return array if axis == 0 else np.ascontiguousarray(np.moveaxis(array, axis, 0))
+
+
+def from_front(array: Array, axis: int) -> Array:
+    """The array with its first axis put back where the method expects the batch."""
+    return array if axis == 0 else np.ascontiguousarray(np.moveaxis(array, 0, axis))
+
+
+def concat(arrays: Sequence[Array], axis: int) -> Array:
+    return np.concatenate(arrays, axis=axis)
+
+
+def split(array: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+    """Cut an array into pieces of `sizes` along an axis."""
+    return np.split(array, np.cumsum(sizes)[:-1], axis=axis)

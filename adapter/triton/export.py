@@ -1,0 +1,355 @@
+"""Services as entries of a Triton model repository: `plan` decides, `write` writes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import shutil
+import sys
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+import adapter
+from adapter.exceptions import ExportError
+from adapter.model import Model
+from adapter.runnable import supports_gpu, supports_threads
+from adapter.runner import Runner, RunnerSpec
+from adapter.services import Service
+from adapter.triton import spec as spec_file
+from adapter.triton.capture import capture, file_digest, requirements_of
+from adapter.triton.config import Entry, Placement, method_record, model_config, to_text
+from adapter.triton.manifest import FILE, Manifest
+from adapter.triton.spec import EntrySpec
+
+_LOCK = ".adapter.lock"
+_MODEL_PY = '''import os, sys
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runtime.zip"))
+from adapter.triton.backend import TritonPythonModel
+'''
+# what travels with an entry: everything that worker.py and backend.py import, and the framework files
+_RUNTIME = (
+    *("__init__.py", "exceptions.py", "tag.py", "tensor.py", "payload.py", "model.py", "models.py", "runnable.py"),
+    *("method.py", "invocation.py", "runner.py", "frameworks/*.py"),
+    *(f"triton/{name}.py" for name in ("__init__", "spec", "channel", "backend", "worker")),
+)
+
+Content = bytes | Path | Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What instances can be spread over; by default this machine."""
+
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        nvidia = Path("/proc/driver/nvidia/gpus")
+        cpus = len(os.sched_getaffinity(0))
+        return cls(cpus, len(list(nvidia.iterdir())) if nvidia.is_dir() else 0)
+
+
+@dataclass(frozen=True)
+class PlannedEntry:
+    """One entry as it will be written: its configuration, the record of its version, and the files of that."""
+
+    entry: Entry
+    spec: EntrySpec
+    files: Mapping[str, Content]
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """All that `write` needs: the entries of one service, and what its manifest says."""
+
+    service: str
+    target: str
+    entries: tuple[PlannedEntry, ...]
+    tags: Mapping[str, str]
+    models: tuple[Model, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one entry: its name, its version, and whether that is new."""
+
+    name: str
+    version: int
+    changed: bool
+
+
+def plan(
+    service: Service,
+    *,
+    folder: Path,
+    tags: Mapping[str, str] | None = None,
+    machine: Machine | None = None,
+    prefix: str = "",
+) -> ExportPlan:
+    """Decide the entries of a service whose code lies in `folder`; `tags` are the tags it asked for, resolved.
+
+    Raises ExportError where something of it cannot leave this process.
+    """
+    place = machine or Machine.here()
+    runners = [r for r in service.runners if not r.spec.embedded]
+    entries = [planned for r in runners for planned in _plan_runner(service, r.spec, folder, place, prefix)]
+    models = {m.tag: m for r in service.runners for m in (*r.models, *filter(None, [r.model]))}
+    models |= {m.tag: m for m in service.models}
+    return ExportPlan(service.name, service.import_string or "", tuple(entries), dict(tags or {}), tuple(models.values()))
+
+
+def _plan_runner(
+    service: Service, runner: RunnerSpec, folder: Path, machine: Machine, prefix: str
+) -> Iterator[PlannedEntry]:
+    before = f"{prefix}." if prefix else ""
+    where = placement(runner, machine)
+    methods = tuple(runner.methods.values())
+    if runner.model is not None:
+        for method in methods:
+            entry = Entry(f"{before}{runner.name}.{method.name}", runner.name, (method,), where)
+            yield _plan_model(entry, runner.model)
+    else:
+        entry = Entry(f"{before}{service.name}.{runner.name}", runner.name, methods, where)
+        yield _plan_runnable(entry, runner, folder)
+
+
+def _plan_model(entry: Entry, model: Model) -> PlannedEntry:
+    files: dict[str, Content] = {f"model/{name}": path for name, path in _files_in(model.folder)}
+    versions = model.info.context.get("framework_versions") or {}
+    requirements = [f"{name}=={version}" for name, version in sorted(versions.items())]
+    digest = hashlib.sha256("\0".join(f"{n} {file_digest(p)}" for n, p in _files_in(model.folder)).encode())
+    digest.update(json.dumps(model.info.options, sort_keys=True, default=str).encode())
+    spec = _entry_spec(
+        entry,
+        fingerprint=digest.hexdigest(),
+        models=({"folder": "model", "info": model.info.to_dict()},),
+        options=dict(model.info.options),
+    )
+    return _planned(entry, spec, files, requirements)
+
+
+def _plan_runnable(entry: Entry, runner: RunnerSpec, folder: Path) -> PlannedEntry:
+    taken = capture(runner.runnable_class, runner.init_params, runner.models, folder)
+    files: dict[str, Content] = {**taken.code, **taken.files}
+    models = []
+    for model in taken.models:
+        place = f"models/{model.tag.name}/{model.info.version}"
+        files |= {f"{place}/{name}": path for name, path in _files_in(model.folder)}
+        models.append({"folder": place, "info": model.info.to_dict()})
+    files["runnable.pkl"] = taken.pickle
+    spec = _entry_spec(entry, fingerprint=taken.fingerprint, models=tuple(models), pickle="runnable.pkl")
+    return _planned(entry, spec, files, list(taken.requirements))
+
+
+def _planned(entry: Entry, spec: EntrySpec, files: dict[str, Content], requirements: list[str]) -> PlannedEntry:
+    lines = sorted({*requirements, *requirements_of({"numpy"})})
+    return PlannedEntry(
+        entry,
+        spec,
+        {
+            **files,
+            "model.py": _MODEL_PY.encode(),
+            "runtime.zip": runtime_zip(),
+            "requirements.txt": ("\n".join(lines) + "\n").encode(),
+            spec_file.FILE: spec.to_json().encode(),
+        },
+    )
+
+
+def _entry_spec(entry: Entry, *, fingerprint: str, **more: Any) -> EntrySpec:
+    spec = EntrySpec(
+        entry=entry.name,
+        adapter=adapter.__version__,
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        typed=entry.typed,
+        batched=entry.batched,
+        methods=[dict(method_record(m)) for m in entry.methods],
+        threads=entry.placement.threads,
+        interface=entry.interface,
+        **more,
+    )
+    digest = hashlib.sha256(f"{fingerprint}\0{_runtime_digest()}\0{spec.to_json()}".encode())
+    return replace(spec, content=digest.hexdigest()[:16])
+
+
+def placement(runner: RunnerSpec, machine: Machine) -> Placement:
+    """How many instances a runner gets, and where, from what it asks for and what the machine has.
+
+    One on each GPU that it asks for; else one on the CPUs if its library uses threads; else one on each CPU.
+    Source: `services_and_runners.md`, placement of BentoML 1.1.
+    """
+    asked = runner.resources
+    if asked.nvidia_gpu and supports_gpu(runner.runnable_class) and machine.gpus:
+        count = min(math.ceil(asked.nvidia_gpu), machine.gpus)
+        return Placement(count=1, gpus=tuple(range(count)))
+    cpus = asked.cpu if asked.cpu is not None else machine.cpus
+    if supports_threads(runner.runnable_class):
+        return Placement(count=1, threads=math.ceil(cpus))
+    return Placement(count=math.ceil(cpus), threads=1)
+
+
+def _files_in(folder: Path) -> list[tuple[str, Path]]:
+    return sorted((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
+
+
+# ---- the runtime that travels ---------------------------------------------------------------------------------------
+
+
+@cache
+def runtime_zip() -> bytes:
+    """adapter's own code for the stub and the worker, and cloudpickle, as one archive that is always the same."""
+    package, pickle = Path(adapter.__file__).parent, Path(cloudpickle.__file__).parent
+    found = {f"adapter/{p.relative_to(package).as_posix()}": p for pattern in _RUNTIME for p in package.glob(pattern)}
+    found |= {f"cloudpickle/{p.name}": p for p in pickle.glob("*.py")}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in sorted(found.items()):
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+@cache
+def _runtime_digest() -> str:
+    return hashlib.sha256(runtime_zip()).hexdigest()
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def write(planned: ExportPlan, repository: Path) -> list[Written]:
+    """Write what is new into a model repository, atomically; an unchanged service writes nothing.
+
+    Version folders are never changed: other content becomes the next version. An entry whose interface changed gets
+    another name, so that fronts of both can share one Triton. ExportError where an entry belongs to another service.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    with _locked(repository):
+        manifest = _manifest(repository)
+        named = [_named(repository, manifest, planned.service, p) for p in planned.entries]
+        written = [_write_entry(repository, p) for p in named]
+        updated = _updated(manifest, planned, named, written)
+        if updated != manifest:
+            _replace(repository / FILE, updated.to_json().encode())
+    return written
+
+
+def _manifest(repository: Path) -> Manifest:
+    return Manifest.read(repository) if (repository / FILE).exists() else Manifest(str(repository / FILE), {}, {})
+
+
+def _named(repository: Path, manifest: Manifest, service: str, planned: PlannedEntry) -> PlannedEntry:
+    """The entry under the name that it can have: its own, or one with its interface where that has changed."""
+    name = planned.name
+    others = [s for s, record in manifest.services.items() if s != service and name in record["entries"]]
+    folder = repository / name
+    if not folder.exists():
+        return planned
+    latest = _latest(folder)
+    if latest is None:
+        raise ExportError(f"{folder} is not an entry that adapter wrote: remove it, or export with `--prefix`.")
+    old = EntrySpec.read(folder / str(latest))
+    if old.content == planned.spec.content:
+        return planned
+    if others:
+        raise ExportError(
+            f"The entry {name!r} belongs to the service {others[0]!r} and has other content there: export with "
+            f"`--prefix {service}` to give the entries of {service!r} names of their own."
+        )
+    if old.interface == planned.spec.interface:
+        return planned
+    fresh = f"{name}.{planned.spec.interface[:8]}"
+    spec = replace(planned.spec, entry=fresh)
+    return PlannedEntry(
+        replace(planned.entry, name=fresh), spec, {**planned.files, spec_file.FILE: spec.to_json().encode()}
+    )
+
+
+def _write_entry(repository: Path, planned: PlannedEntry) -> Written:
+    folder = repository / planned.name
+    config = to_text(model_config(planned.entry)).encode()
+    latest = _latest(folder)
+    if latest is not None and EntrySpec.read(folder / str(latest)).content == planned.spec.content:
+        same = (folder / "config.pbtxt").read_bytes() == config
+        if not same:
+            _replace(folder / "config.pbtxt", config)
+        return Written(planned.name, latest, changed=not same)
+    version = (latest or 0) + 1
+    # on the same file system, so that the rename is atomic; Triton passes over names that begin with a dot
+    scratch = repository / f".{planned.name}.{uuid.uuid4().hex}"
+    try:
+        for name, content in planned.files.items():
+            _put(scratch / str(version) / name, content)
+        if latest is None:
+            _put(scratch / "config.pbtxt", config)
+            scratch.rename(folder)
+        else:
+            (scratch / str(version)).rename(folder / str(version))
+            _replace(folder / "config.pbtxt", config)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Written(planned.name, version, changed=True)
+
+
+def _put(target: Path, content: Content) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+        shutil.copyfile(content, target)
+    else:
+        target.write_bytes(content() if callable(content) else content)
+
+
+def _replace(target: Path, content: bytes) -> None:
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    scratch.write_bytes(content)
+    scratch.replace(target)
+
+
+def _latest(folder: Path) -> int | None:
+    versions = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal() and (p / spec_file.FILE).exists()]
+    return max(versions, default=None)
+
+
+def _updated(manifest: Manifest, planned: ExportPlan, named: list[PlannedEntry], written: list[Written]) -> Manifest:
+    runners: dict[str, dict[str, str]] = {}
+    for p in named:
+        for method in p.entry.methods:
+            runners.setdefault(p.entry.runner, {})[method.name] = p.name
+    service = {
+        "target": planned.target,
+        "runners": runners,
+        "tags": dict(planned.tags),
+        "models": sorted(str(m.tag) for m in planned.models),
+        "entries": {
+            p.name: {"interface": p.spec.interface, "content": p.spec.content, "version": w.version}
+            for p, w in zip(named, written, strict=True)
+        },
+    }
+    services = {**manifest.services, planned.service: service}
+    models = {**manifest.models, **{str(m.tag): m.info.to_dict() for m in planned.models}}
+    needed = {tag for s in services.values() for tag in s["models"]}
+    return Manifest(manifest.place, services, {tag: m for tag, m in models.items() if tag in needed})
+
+
+@contextlib.contextmanager
+def _locked(repository: Path) -> Iterator[None]:
+    with (repository / _LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,129 @@
+"""The manifest of a model repository: which entry each runner calls, and what is known of the models inside.
+
+With it a front needs neither the model store nor the framework: `adapter.<framework>.get(…)` answers from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter import __version__
+from adapter.exceptions import ConfigException, NotFound
+from adapter.model import Model, ModelInfo
+from adapter.models import ModelSource
+from adapter.tag import LATEST, Tag
+
+FILE = "manifest.json"
+
+
+class RecordingModels:
+    """Answers from another source and remembers how each tag was resolved."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self.tags: dict[str, str] = {}
+
+    def get(self, tag: Tag) -> Model:
+        model = self._source.get(tag)
+        self.tags[str(tag)] = str(model.tag)
+        return model
+
+    def list(self, name: str | None = None) -> list[Model]:
+        return self._source.list(name)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`, read."""
+
+    place: str
+    services: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, Mapping[str, Any]]
+
+    def to_json(self) -> str:
+        record = {"adapter": __version__, "services": self.services, "models": self.models}
+        return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest, or that of a repository; ConfigException says what to do where there is none."""
+        file = path / FILE if path.is_dir() else path
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            return cls(str(file), record["services"], record["models"])
+        except FileNotFoundError:
+            raise ConfigException(
+                f"There is no manifest at {file}: write one with `adapter export`, and name it with `--manifest`."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigException(f"{file} is not a manifest of adapter: {error!r}. Export again.") from error
+
+    def entries(self, service: str, runner: str) -> Mapping[str, str]:
+        """The entry of each method of a runner."""
+        runners = self._service(service)["runners"]
+        if runner not in runners:
+            raise ConfigException(
+                f"The manifest {self.place} has no runner {runner!r} of the service {service!r}: the service has "
+                "changed since; run `adapter export` again."
+            )
+        found: Mapping[str, str] = runners[runner]
+        return found
+
+    def interface(self, service: str, entry: str) -> str:
+        """The interface fingerprint that an entry was exported with."""
+        return str(self._service(service)["entries"][entry]["interface"])
+
+    def _service(self, name: str) -> Mapping[str, Any]:
+        if name not in self.services:
+            known = ", ".join(self.services) or "none"
+            raise ConfigException(
+                f"The manifest {self.place} has no service {name!r} (it has: {known}): run `adapter export` for it."
+            )
+        return self.services[name]
+
+    def source(self, target: str, store: ModelSource | None = None) -> ModelSource:
+        """Saved models as the service `target` ("module:attribute") asked for them when it was exported.
+
+        `store` lends the files of a model where it has them; without it only the record is known.
+        """
+        mine = [s for s in self.services.values() if s.get("target") == target]
+        tags: dict[str, str] = {}
+        for service in mine or self.services.values():
+            tags |= service["tags"]
+        return _ManifestModels(self, tags, store)
+
+
+class _ManifestModels:
+    def __init__(self, manifest: Manifest, tags: Mapping[str, str], store: ModelSource | None) -> None:
+        self._manifest = manifest
+        self._tags = tags
+        self._store = store
+
+    def get(self, tag: Tag) -> Model:
+        found = self._tags.get(str(tag))
+        if found is None:
+            versions = [Tag.parse(t) for t in self._manifest.models]
+            wanted = "" if tag.version in (None, LATEST) else tag.version or ""
+            fitting = [t for t in versions if t.name == tag.name and (t.version or "").startswith(wanted)]
+            if len(fitting) != 1:
+                raise NotFound(
+                    f"The manifest {self._manifest.place} does not know the model {tag}: run `adapter export` again."
+                )
+            found = str(fitting[0])
+        return self._model(Tag.parse(found))
+
+    def list(self, name: str | None = None) -> list[Model]:
+        tags = [Tag.parse(t) for t in self._manifest.models]
+        return [self._model(t) for t in tags if name in (None, t.name)]
+
+    def _model(self, tag: Tag) -> Model:
+        if self._store is not None:
+            try:
+                return self._store.get(tag)
+            except NotFound:
+                pass
+        return Model(ModelInfo.from_dict(self._manifest.models[str(tag)]), None)

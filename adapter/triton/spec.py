@@ -1,0 +1,46 @@
+"""`spec.json`: what an entry of a model repository is, for the worker that serves it and for people who look."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = "spec.json"
+
+
+@dataclass(frozen=True)
+class EntrySpec:
+    """One version of one entry.
+
+    `python` is the minor version that exported it, `typed` whether its tensors are the method's own (else one blob),
+    `batched` whether Triton sees a batch axis, `models` the saved models that it carries (`folder`, `info`),
+    `pickle` the file of a custom Runnable (None for a saved model), `methods` what is served with its limits,
+    `threads` the number that numeric libraries may use (None: theirs), `call_timeout_s` the limit on one batch.
+    """
+
+    entry: str
+    adapter: str
+    python: str
+    typed: bool
+    batched: bool
+    methods: Sequence[Mapping[str, Any]]
+    models: Sequence[Mapping[str, Any]] = ()
+    pickle: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    call_timeout_s: float = 900.0
+    retry_failed_batch: bool = True
+    interface: str = ""
+    content: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> EntrySpec:
+        """Read the spec of a version folder."""
+        return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))

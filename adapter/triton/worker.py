@@ -1,0 +1,239 @@
+"""The process that holds user code: it makes the Runnable, and answers the batches that the stub hands over.
+
+`backend.py` starts it with a fresh interpreter and starts it again when it dies, so that nothing a user's code does can
+harm Triton's own processes. It ends with its stub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapter import models, payload
+from adapter.exceptions import AdapterError, InvalidArgument, NotFound
+from adapter.invocation import Invoker, Outcome, error_of
+from adapter.method import Call, MethodSpec, methods_of
+from adapter.model import BatchingConfig, Model, ModelInfo
+from adapter.runnable import Runnable
+from adapter.tag import LATEST, Tag
+from adapter.tensor import numpy_dtype, triton_dtype
+from adapter.triton.channel import Channel, Region, aligned
+from adapter.triton.spec import EntrySpec
+
+logger = logging.getLogger("adapter.runner")
+
+_PR_SET_PDEATHSIG = 1
+
+
+class EntryModels:
+    """The saved models that travel inside an entry: the source of `adapter.models.get` in a worker."""
+
+    def __init__(self, found: Mapping[Tag, Model]) -> None:
+        self._found = dict(found)
+
+    def get(self, tag: Tag) -> Model:
+        named = [m for t, m in self._found.items() if t.name == tag.name]
+        if tag.version in (None, LATEST) and len(named) == 1:
+            return named[0]
+        matching = [m for m in named if tag.version and m.info.version.startswith(tag.version)]
+        if len(matching) == 1:
+            return matching[0]
+        raise NotFound(
+            f"The model {tag} is not part of this entry; name it in `adapter.Runner(…, models=[…])` and export again."
+        )
+
+    def list(self, name: str | None = None) -> list[Model]:
+        return [m for t, m in self._found.items() if name in (None, t.name)]
+
+
+def load(folder: Path, spec: EntrySpec) -> tuple[Runnable, dict[str, MethodSpec]]:
+    """Make the Runnable of an entry from the files in its version folder."""
+    found = {
+        info.tag: Model(info, folder / place)
+        for place, info in ((m["folder"], ModelInfo.from_dict(m["info"])) for m in spec.models)
+    }
+    models.use_source(EntryModels(found))
+    if spec.pickle is None:
+        (model,) = found.values()
+        if spec.options:
+            model = model.with_options(**spec.options)
+        cls, parameters = model.to_runnable(), {}
+    else:
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if spec.python != running:
+            raise AdapterError(
+                f"This Runnable was exported by Python {spec.python} and cannot be read by Python {running}: export it "
+                f"with Python {running}, or give this Triton a Python {spec.python}."
+            )
+        sys.path.append(str(folder / "code"))
+        files = folder / "files"
+        if files.is_dir():
+            os.chdir(files)
+        with (folder / spec.pickle).open("rb") as file, entry_paths(folder):
+            cls, parameters = pickle.load(file)
+    limits = {m["name"]: BatchingConfig(m["max_batch_size"], m["max_latency_ms"]) for m in spec.methods}
+    methods = {n: m for n, m in methods_of(cls, lambda n: limits.get(n, BatchingConfig())).items() if n in limits}
+    return cls(**parameters), methods
+
+
+_entry: Path | None = None
+
+
+@contextlib.contextmanager
+def entry_paths(folder: Path) -> Any:
+    """Let `path_in_entry` resolve while a Runnable is read from its pickle."""
+    global _entry
+    _entry = folder
+    try:
+        yield
+    finally:
+        _entry = None
+
+
+def path_in_entry(relative: str, kind: str) -> Any:
+    """An absolute path among the init parameters, as it is where the entry lies now."""
+    if _entry is None:
+        raise AdapterError(f"The path {relative!r} belongs to an entry of a model repository, and is read only there.")
+    path = _entry / relative
+    return path if kind == "Path" else str(path)
+
+
+def model_in_entry(name: str, version: str) -> Model:
+    """A saved model that a Runnable names, as it lies in the entry."""
+    return models.get(Tag(name, version))
+
+
+class Worker:
+    """Answers batches: each request of one is decoded, run together with the others, and encoded."""
+
+    def __init__(self, runnable: Runnable, methods: Mapping[str, MethodSpec], spec: EntrySpec, channel: Channel) -> None:
+        self._methods = methods
+        self._spec = spec
+        self._channel = channel
+        self._invoker = Invoker(runnable, retry_failed_batch=spec.retry_failed_batch)
+
+    def serve(self) -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                requests = self._channel.receive()
+                replies = self.answer(requests)
+                self._send(replies)
+
+    def answer(self, requests: Sequence[Any]) -> list[list[Any] | AdapterError]:
+        """The output arrays of each request, or its error."""
+        outcomes: list[Outcome] = [Outcome()] * len(requests)
+        calls: list[tuple[int, Call]] = []
+        for i, (method, extra, _, tensors) in enumerate(requests):
+            try:
+                calls.append((i, self._decode(method, extra, tensors)))
+            except Exception as error:  # noqa: BLE001  # what came may be anything; it hurts its own request only
+                outcomes[i] = Outcome(error=error)
+        for (i, _), outcome in zip(calls, self._invoker.run([call for _, call in calls]), strict=True):
+            outcomes[i] = outcome
+        methods = {i: call.method for i, call in calls}
+        return [self._encode(methods.get(i), o, requests[i]) for i, o in enumerate(outcomes)]
+
+    def _decode(self, name: str, extra: str, tensors: Sequence[Any]) -> Call:
+        method = self._methods.get(name) if name else next(iter(self._methods.values()))
+        if method is None:
+            raise NotFound(f"This entry has no method {name!r}; it has {', '.join(self._methods)}.")
+        memory = self._channel.into.memory
+        if self._spec.typed:
+            arrays = []
+            for dtype, shape, start in tensors:
+                count = int(np.prod(shape))
+                # a copy: the region is written again while user code may still hold its argument
+                arrays.append(np.frombuffer(memory, numpy_dtype(dtype), count, start).reshape(shape).copy())
+            return method.unpack(arrays, extra)
+        ((_, shape, start),) = tensors
+        if self._spec.batched and shape[0] != 1:
+            raise InvalidArgument(f"A request to this entry carries one blob, of shape [1, bytes]; its shape is {shape}.")
+        with memoryview(memory) as view:
+            args, kwargs = payload.decode(bytearray(view[start : start + int(np.prod(shape))]))
+        method.check(args, kwargs)
+        return method.rebuild(args, kwargs)
+
+    def _encode(self, method: MethodSpec | None, outcome: Outcome, request: Sequence[Any]) -> list[Any] | AdapterError:
+        error = error_of(outcome)
+        if error is None and method is not None:
+            try:
+                return method.pack_result(outcome.value) if self._spec.typed else payload.encode_parts(outcome.value)
+            except AdapterError as refused:
+                error = refused
+        assert error is not None
+        if outcome.error is not None and not isinstance(outcome.error, AdapterError):
+            trace = "".join(traceback.format_exception(outcome.error)).rstrip()
+            logger.error("request %s to %s failed:\n%s", request[2] or "-", request[0] or self._spec.entry, trace)
+        return error
+
+    def _send(self, replies: Sequence[list[Any] | AdapterError]) -> None:
+        used, header = 0, []
+        for reply in replies:
+            if isinstance(reply, AdapterError):
+                header.append([int(reply.error_code), type(reply).__name__, reply.message])
+                continue
+            start = aligned(used)
+            if self._spec.typed:
+                tensors = []
+                for array in reply:
+                    start = aligned(used)
+                    used = self._write(start, [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data])
+                    tensors.append([triton_dtype(array.dtype), list(array.shape), start])
+            else:
+                used = self._write(start, reply)
+                length = used - start
+                tensors = [["UINT8", [1, length] if self._spec.batched else [length], start]]
+            header.append([0, tensors])
+        self._channel.send(header, aligned(used))
+
+    def _write(self, start: int, buffers: Sequence[Any]) -> int:
+        end = start + sum(len(b) for b in buffers)
+        self._channel.out.grow(end)
+        memory = self._channel.out.memory
+        for buffer in buffers:
+            memory[start : start + len(buffer)] = buffer
+            start += len(buffer)
+        return end
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve one entry: arguments are its version folder and the file descriptors of socket, input and output region."""
+    folder, sock_fd, in_fd, out_fd, parent = Path(arguments[0]), *(int(a) for a in arguments[1:5])
+    # for a stub that is killed while user code holds the GIL; the watching thread does the rest
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] [%(name)s] %(message)s", stream=sys.stderr)
+    sock = socket.socket(fileno=sock_fd)
+    channel = Channel(sock, out=Region(out_fd), into=Region(in_fd))
+    threading.Thread(target=_end_with, args=(sock,), name="end-with-stub", daemon=True).start()
+    try:
+        spec = EntrySpec.read(folder)
+        runnable, methods = load(folder, spec)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to user code
+        expected = isinstance(error, AdapterError)
+        channel.send({"error": str(error) if expected else traceback.format_exc()})
+        return
+    channel.send({"ready": True})
+    Worker(runnable, methods, spec, channel).serve()
+
+
+def _end_with(sock: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(sock, 0)  # only POLLHUP and POLLERR: the stub is gone
+    poll.poll()
+    os._exit(0)
