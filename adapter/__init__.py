@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapter.tag import Tag
     from adapter.tensor import TensorSpec
 
-# name -> the module it comes from, or "module:attribute"; to add a framework, add its file to frameworks/ and a line here
+# name -> the module it comes from, or "module:attribute"; a new framework is a file in frameworks/ and a line here
 _LAZY = {
     "Context": "adapter.context:Context",
     "Cookie": "adapter.context:Cookie",

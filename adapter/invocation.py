@@ -158,7 +158,7 @@ def _kind(value: Any, axis: int) -> Hashable | None:
 
 def _is(value: Any, module: str, name: str) -> bool:
     library = sys.modules.get(module)
-    return library is not None and isinstance(value, getattr(library, name))
+    return library is not None and isinstance(value, getattr(library, name, ()))
 
 
 def _size(value: Any, axis: int) -> int | None:
@@ -229,7 +229,7 @@ def split_value(value: Any, sizes: Sequence[int], axis: int, method: str) -> lis
     A tuple (several outputs) and a dict are cut item by item. RemoteException where a value has another number of items
     than came, or cannot be cut.
     """
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value:
         return [tuple(p) for p in zip(*(split_value(v, sizes, axis, method) for v in value), strict=True)]
     if isinstance(value, dict) and value:
         pieces = {key: split_value(v, sizes, axis, method) for key, v in value.items()}

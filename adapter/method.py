@@ -84,7 +84,7 @@ class MethodSpec:
             value = named.pop(spec.name)
             if hasattr(value, "to_numpy"):  # a DataFrame or a Series
                 if hasattr(value, "columns"):
-                    columns[spec.name] = [str(c) for c in value.columns]
+                    columns[spec.name] = [c if type(c) is int else str(c) for c in value.columns.tolist()]
                 value = value.to_numpy()
             arrays.append(self._wire(spec.cast(value), self.signature.batch_dim[0], spec))
         if self.signature.batchable:
@@ -178,12 +178,21 @@ class MethodSpec:
         """A call whose arguments came as plain values: annotated dataclasses and pydantic models are made anew."""
         if not self.hints:
             return Call(self, tuple(args), dict(kwargs))
-        names = [p.name for p in self.signature.parameters or () if p.kind in _POSITIONAL]
-        names += [""] * (len(args) - len(names))
+        parameters = self.signature.parameters or ()
+        names = [p.name for p in parameters if p.kind in _POSITIONAL]
+        # *rows and **rows are annotated with what each of them is
+        starred = {p.kind: p.name for p in parameters if p.kind.startswith("VAR_")}
+        names += [starred.get("VAR_POSITIONAL", "")] * (len(args) - len(names))
+        named = {p.name: p.name for p in parameters if p.kind in _NAMED}
+        more = starred.get("VAR_KEYWORD", "")
+
+        def made(value: Any, name: str) -> Any:
+            return payload.rebuild(value, self.hints.get(name, Any))
+
         return Call(
             self,
-            tuple(payload.rebuild(a, self.hints.get(n, Any)) for a, n in zip(args, names, strict=False)),
-            {name: payload.rebuild(value, self.hints.get(name, Any)) for name, value in kwargs.items()},
+            tuple(made(value, name) for value, name in zip(args, names, strict=False)),
+            {name: made(value, named.get(name, more)) for name, value in kwargs.items()},
         )
 
     def rebuild_result(self, value: Any) -> Any:
@@ -197,6 +206,11 @@ def methods_of(cls: type[Runnable], batching: Callable[[str], BatchingConfig]) -
 
 def _method(name: str, function: Callable[..., Any], signature: Signature, batching: BatchingConfig) -> MethodSpec:
     hints: dict[str, Any] = {}
+    plain = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise InvalidArgument(
+            f"The method {name}() is a generator, which runners cannot stream yet: let it return a list."
+        )
     if signature.parameters is None:
         hints = _hints(function)
         parameters = Parameter.all_of(function)

@@ -12,6 +12,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -154,12 +155,14 @@ def plain(value: Any, where: str) -> Any:
     """
     if isinstance(value, (np.generic, np.ndarray)):
         value = (value.astype(str) if value.dtype.kind in "mM" else value).tolist()
+    elif isinstance(value, Enum):
+        value = value.value
     elif hasattr(value, "to_dict"):  # a DataFrame or a Series
         value = value.to_dict()
     if value is None or isinstance(value, (bool, int, float, str)):
         for kind in (bool, int, float, str):
             if isinstance(value, kind):
-                return kind(value)  # an enum member or a subclass of str would not be plain
+                return kind(value)  # YAML refuses subclasses, such as the strings of some libraries
         return None
     if isinstance(value, Mapping):
         return {_plain_key(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}

@@ -6,9 +6,11 @@ with one key that names its kind:
 
     {"t": […]} tuple   {"d": {…}} dict with string keys   {"m": [[k, v], …]} other dict   {"f": "nan"} non-finite float
     {"b": i} bytes     {"a": [i, dtype, shape]} array     {"o": [shape, […]]} object array   {"g": [i, dtype]} scalar
+    {"i": "0x…"} int too long for JSON
     {"S": …} Series    {"D": …} DataFrame                 {"I": …} PIL image                 {"T": …} torch tensor
 
-`i` is the index of a buffer. A dataclass or a pydantic model travels as a dict; `rebuild` makes it anew from the
+`i` is the index of a buffer, each of which belongs to one value. Lone surrogates stay in strings, so the header is
+UTF-8 with "surrogatepass". A dataclass or a pydantic model travels as a dict; `rebuild` makes it anew from the
 annotation of the parameter that receives it.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import struct
 import sys
 import types
@@ -35,6 +38,8 @@ MAGIC = b"ADP1"
 _HEAD = struct.Struct("<4sI")
 _ALIGNMENT = 64
 _ARRAY_KINDS = "biufcUSMm"
+_DTYPE = re.compile(r"[<>|=][biufcUSMm]\d*(\[\d*\w+\])?")
+_JSON_BITS = 4096  # Python reads and writes longer integers as decimal text only up to a limit
 _TYPES = (
     "None, bool, int, float, str, bytes, list, tuple, dict, numpy arrays and scalars, pandas DataFrame and Series, "
     "PIL images, torch tensors, dataclasses and pydantic models"
@@ -51,9 +56,11 @@ def encode_parts(value: Any) -> list[Buffer]:
     buffers: list[Buffer] = []
     try:
         node = _encode(value, buffers)
-        header = json.dumps([node, [len(b) for b in buffers]], separators=(",", ":"), allow_nan=False).encode()
+        content = [node, [len(b) for b in buffers]]
+        text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     except RecursionError as error:
         raise PayloadTypeError("A value that contains itself, or is nested too deeply, cannot be sent.") from error
+    header = text.encode("utf-8", "surrogatepass")
     parts: list[Buffer] = [_HEAD.pack(MAGIC, len(header)), header]
     position = _HEAD.size + len(header)
     for buffer in buffers:
@@ -71,8 +78,8 @@ def decode(blob: Buffer) -> Any:
         if magic != MAGIC:
             raise ValueError(f"it begins with {bytes(memory[:4])!r}")
         position = _HEAD.size + length
-        node, sizes = json.loads(bytes(memory[_HEAD.size : position]))
-        buffers = []
+        node, sizes = json.loads(str(memory[_HEAD.size : position], "utf-8", "surrogatepass"))
+        buffers: list[memoryview | None] = []
         for size in sizes:
             position += -position % _ALIGNMENT
             if not 0 <= size <= len(memory) - position:
@@ -80,7 +87,9 @@ def decode(blob: Buffer) -> Any:
             buffers.append(memory[position : position + size])
             position += size
         return _decode(node, buffers)
-    except (ValueError, TypeError, KeyError, IndexError, struct.error, RecursionError, AttributeError) as error:
+    except ImportError as error:
+        raise InvalidArgument(f"A value came that needs {error.name}, which is not installed here: {error}.") from error
+    except Exception as error:  # pandas and PIL raise anything on what is broken
         raise InvalidArgument(f"These {len(memory)} bytes are not a value that adapter wrote: {error}.") from error
 
 
@@ -98,7 +107,8 @@ def _encode(value: Any, buffers: list[Buffer]) -> Node:
             return write(value, buffers)
     for module, name, write in _OPTIONAL:
         library = sys.modules.get(module)  # a value of a library that was never imported cannot be at hand
-        if library is not None and isinstance(value, getattr(library, name)):
+        # … and one that another thread is importing has no such name yet
+        if library is not None and isinstance(value, getattr(library, name, ())):
             return write(value, buffers)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"d": {f.name: _encode(getattr(value, f.name), buffers) for f in dataclasses.fields(value)}}
@@ -112,6 +122,10 @@ def _encode(value: Any, buffers: list[Buffer]) -> Node:
 
 def _float(value: float, _: list[Buffer]) -> Node:
     return value if math.isfinite(value) else {"f": repr(value)}
+
+
+def _int(value: int, _: list[Buffer]) -> Node:
+    return value if value.bit_length() <= _JSON_BITS else {"i": hex(value)}
 
 
 def _list(value: list[Any], buffers: list[Buffer]) -> Node:
@@ -141,6 +155,8 @@ def _array(value: np.ndarray[Any, Any], buffers: list[Buffer]) -> Node:
     if value.dtype.kind not in _ARRAY_KINDS:
         raise PayloadTypeError(f"An array of data type {value.dtype} cannot be sent to or from a runner.")
     shape = list(value.shape)
+    if not value.dtype.itemsize:  # strings of no length at all: a shape without bytes could claim any size
+        value = np.zeros(shape, f"{value.dtype.kind}1")
     buffers.append(_raw(value))
     return {"a": [len(buffers) - 1, value.dtype.str, shape]}
 
@@ -150,31 +166,44 @@ def _raw(value: np.ndarray[Any, Any]) -> Buffer:
         return b""
     flat = np.ascontiguousarray(value)
     # datetime64 and unicode have no buffer protocol of their own
-    return flat.reshape(-1).view(np.uint8).data if flat.dtype.itemsize else b""
+    return flat.reshape(-1).view(np.uint8).data
 
 
 def _scalar(value: np.generic, buffers: list[Buffer]) -> Node:
     if value.dtype.kind not in _ARRAY_KINDS:
         raise PayloadTypeError(f"A numpy scalar of data type {value.dtype} cannot be sent to or from a runner.")
-    buffers.append(value.tobytes())
-    return {"g": [len(buffers) - 1, value.dtype.str]}
+    array = np.asarray(value)  # an empty string has a data type without length, its array has one
+    buffers.append(array.tobytes())
+    return {"g": [len(buffers) - 1, array.dtype.str]}
 
 
 def _encode_pydantic(value: Any, buffers: list[Buffer]) -> Node:
     if getattr(type(value), "__pydantic_root_model__", False):
         return _encode(value.root, buffers)
+    node = {
+        _key(name, field): _pydantic_field(value, name, getattr(value, name), buffers)
+        for name, field in type(value).model_fields.items()
+    }
+    return {"d": node | {key: _encode(item, buffers) for key, item in (value.model_extra or {}).items()}}
+
+
+def _pydantic_field(model: Any, name: str, value: Any, buffers: list[Buffer]) -> Node:
     start = len(buffers)
-    fields = {_key(name, field): getattr(value, name) for name, field in type(value).model_fields.items()}
     try:
-        return _dict({**fields, **(value.model_extra or {})}, buffers)
-    except PayloadTypeError:  # a datetime, an enum, a set …: pydantic knows how to write and to read them
+        return _encode(value, buffers)
+    except PayloadTypeError as refused:  # a datetime, an enum, a set …: pydantic knows how to write and to read them
         del buffers[start:]
-        return _encode(value.model_dump(mode="json", by_alias=True), buffers)
+        try:
+            (written,) = model.model_dump(mode="json", by_alias=True, include={name}).values()
+        except ValueError:
+            raise refused from None
+        return _encode(written, buffers)
 
 
 def _key(name: str, field: Any) -> str:
-    alias = field.validation_alias if isinstance(field.validation_alias, str) else field.alias
-    return alias or name
+    """The key that a pydantic model reads a field from."""
+    alias = field.validation_alias or field.alias
+    return next((choice for choice in getattr(alias, "choices", [alias]) if isinstance(choice, str)), name)
 
 
 def _is_pydantic(kind: Any) -> bool:
@@ -204,7 +233,7 @@ def _index(index: Any, buffers: list[Buffer]) -> Node:
     if kind == "RangeIndex":
         return ["range", [index.start, index.stop, index.step], _encode(index.name, buffers)]
     if kind == "MultiIndex":
-        levels = [_index(index.get_level_values(i), buffers) for i in range(index.nlevels)]
+        levels = [_column(index.get_level_values(i), buffers) for i in range(index.nlevels)]
         return ["multi", levels, _encode(list(index.names), buffers)]
     return ["plain", _column(index, buffers), _encode(index.name, buffers)]
 
@@ -223,9 +252,10 @@ def _frame(value: Any, buffers: list[Buffer]) -> Node:
 
 
 def _image(value: Any, buffers: list[Buffer]) -> Node:
-    palette = value.getpalette("RGBA") if value.mode == "P" else None
     buffers.append(value.tobytes())
-    return {"I": [len(buffers) - 1, value.mode, list(value.size), palette]}
+    index, palette = len(buffers) - 1, value.getpalette("RGBA") if value.mode in ("P", "PA") else None
+    transparency = _encode(value.info.get("transparency"), buffers)
+    return {"I": [index, value.mode, list(value.size), palette, transparency]}
 
 
 def _tensor(value: Any, buffers: list[Buffer]) -> Node:
@@ -242,7 +272,7 @@ def _plain(value: Any, _: list[Buffer]) -> Node:
 
 _Writer = Callable[[Any, list[Buffer]], Node]
 _WRITERS: dict[type, _Writer] = {
-    int: _plain,
+    int: _int,
     str: _plain,
     float: _float,
     list: _list,
@@ -272,7 +302,10 @@ _OPTIONAL: list[tuple[str, str, _Writer]] = [
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def _decode(node: Node, buffers: Sequence[memoryview]) -> Any:
+_Buffers = list[memoryview | None]
+
+
+def _decode(node: Node, buffers: _Buffers) -> Any:
     if isinstance(node, list):
         return [_decode(item, buffers) for item in node]
     if not isinstance(node, dict):
@@ -281,17 +314,27 @@ def _decode(node: Node, buffers: Sequence[memoryview]) -> Any:
     return _READERS[kind](body, buffers)
 
 
-def _read_array(body: Node, buffers: Sequence[memoryview]) -> Any:
+def _take(index: int, buffers: _Buffers) -> memoryview:
+    """A buffer, once: a small blob whose values all name one buffer would grow without limit."""
+    found, buffers[index] = buffers[index], None
+    if found is None:
+        raise ValueError("two of its values share a buffer")
+    return found
+
+
+def _read_array(body: Node, buffers: _Buffers) -> Any:
     index, name, shape = body
-    dtype = np.dtype(name)
-    if dtype.kind not in _ARRAY_KINDS:
-        raise ValueError(f"it has an array of data type {dtype}")
-    if not len(buffers[index]):
+    if not _DTYPE.fullmatch(name):
+        raise ValueError(f"it has an array of data type {name!r}")
+    dtype, buffer = np.dtype(name), _take(index, buffers)
+    if not dtype.itemsize or math.prod(shape) * dtype.itemsize != len(buffer):
+        raise ValueError(f"it has an array of shape {shape} in {len(buffer)} bytes")
+    if not len(buffer):
         return np.zeros(shape, dtype)
-    return np.frombuffer(buffers[index], dtype).reshape(shape)
+    return np.frombuffer(buffer, dtype).reshape(shape)
 
 
-def _read_objects(body: Node, buffers: Sequence[memoryview]) -> Any:
+def _read_objects(body: Node, buffers: _Buffers) -> Any:
     shape, items = body
     flat: np.ndarray[Any, Any] = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
@@ -299,7 +342,7 @@ def _read_objects(body: Node, buffers: Sequence[memoryview]) -> Any:
     return np.reshape(flat, shape)
 
 
-def _read_scalar(body: Node, buffers: Sequence[memoryview]) -> Any:
+def _read_scalar(body: Node, buffers: _Buffers) -> Any:
     array = _read_array([body[0], body[1], []], buffers)
     return array[()]
 
@@ -307,37 +350,51 @@ def _read_scalar(body: Node, buffers: Sequence[memoryview]) -> Any:
 # The readers below import pandas, PIL and torch when such a value has come: a worker need not have them otherwise.
 
 
-def _read_column(node: Node, buffers: Sequence[memoryview]) -> Any:
+def _read_column(node: Node, buffers: _Buffers) -> Any:
     import pandas as pd
 
-    how, data = node[0], node[1]
-    if how == "numpy":
-        return _decode(data, buffers)
-    if how == "category":
-        return pd.Categorical.from_codes(
-            _decode(data, buffers), categories=pd.Index(_read_column(node[2], buffers)), ordered=node[3]
-        )
-    if how == "zoned":
-        return pd.Series(_decode(data, buffers)).dt.tz_localize("UTC").astype(node[2]).array
+    how, data = node[0], _decode(node[1], buffers)
     if how == "extension":
-        return pd.array(_decode(data, buffers), dtype=node[2])
+        if not isinstance(data, list):
+            raise ValueError(f"it has a column of type {type(data).__name__}")
+        dtype: Any = pd.api.types.pandas_dtype(node[2])
+        # "str" is numpy's before pandas 3
+        return pd.array(data, dtype=object if isinstance(dtype, np.dtype) else dtype)
+    # pandas repeats what has no axis as often as the index is long
+    if not (isinstance(data, np.ndarray) and data.ndim == 1):
+        raise ValueError(f"it has a column of type {type(data).__name__}")
+    if how == "numpy":
+        return data
+    if how == "category":
+        categories = pd.Index(_read_column(node[2], buffers))
+        return pd.Categorical.from_codes(data, categories=categories, ordered=node[3])
+    if how == "zoned":
+        return pd.Series(data).dt.tz_localize("UTC").astype(node[2]).array
     raise ValueError(f"it has a column of kind {how!r}")
 
 
-def _read_index(node: Node, buffers: Sequence[memoryview]) -> Any:
+def _read_index(node: Node, buffers: _Buffers) -> Any:
     import pandas as pd
 
     how, data, name = node
     if how == "range":
         return pd.RangeIndex(data[0], data[1], data[2], name=_decode(name, buffers))
     if how == "multi":
-        return pd.MultiIndex.from_arrays([_read_index(level, buffers) for level in data], names=_decode(name, buffers))
-    values = _read_column(data, buffers)
-    dtype = object if isinstance(values, np.ndarray) and values.dtype == object else None
-    return pd.Index(values, name=_decode(name, buffers), dtype=dtype)
+        levels = [_labels(_read_column(level, buffers), None) for level in data]
+        return pd.MultiIndex.from_arrays(levels, names=_decode(name, buffers))
+    if how == "plain":
+        return _labels(_read_column(data, buffers), _decode(name, buffers))
+    raise ValueError(f"it has an index of kind {how!r}")
 
 
-def _read_series(body: Node, buffers: Sequence[memoryview]) -> Any:
+def _labels(values: Any, name: Any) -> Any:
+    import pandas as pd
+
+    # tuples among the labels would make a MultiIndex of them
+    return pd.Index(values, name=name, dtype=_dtype_of(values), tupleize_cols=False)
+
+
+def _read_series(body: Node, buffers: _Buffers) -> Any:
     import pandas as pd
 
     values = _read_column(body[0], buffers)
@@ -346,13 +403,15 @@ def _read_series(body: Node, buffers: Sequence[memoryview]) -> Any:
     )
 
 
-def _read_frame(body: Node, buffers: Sequence[memoryview]) -> Any:
+def _read_frame(body: Node, buffers: _Buffers) -> Any:
     import pandas as pd
 
     how, data, columns, index = body
     labels, rows = _read_index(columns, buffers), _read_index(index, buffers)
     if how == "block":
         block = _decode(data, buffers)
+        if not (isinstance(block, np.ndarray) and block.ndim == 2):
+            raise ValueError(f"it has the data of a frame as {type(block).__name__}")
         return pd.DataFrame(block, columns=labels, index=rows, dtype=_dtype_of(block), copy=False)
     cells = [_read_column(cell, buffers) for cell in data]
     frame = pd.DataFrame({i: pd.Series(c, index=rows, dtype=_dtype_of(c)) for i, c in enumerate(cells)}, index=rows)
@@ -365,17 +424,23 @@ def _dtype_of(values: Any) -> Any:
     return object if values.dtype == object else None
 
 
-def _read_image(body: Node, buffers: Sequence[memoryview]) -> Any:
-    from PIL import Image
+def _read_image(body: Node, buffers: _Buffers) -> Any:
+    from PIL import Image, ImageMode
 
-    index, mode, size, palette = body
-    image = Image.frombytes(mode, tuple(size), bytes(buffers[index]))
+    index, mode, (width, height), palette, transparency = body
+    buffer, described = _take(index, buffers), ImageMode.getmode(mode)
+    row = (width + 7) // 8 if mode == "1" else width * len(described.bands) * np.dtype(described.typestr).itemsize
+    if row * height != len(buffer):  # PIL would make the image before it looks at the data
+        raise ValueError(f"it has an image of {width} x {height} pixels in {len(buffer)} bytes")
+    image = Image.frombytes(mode, (width, height), bytes(buffer))
     if palette:
         image.putpalette(palette, "RGBA")
+    if transparency is not None:
+        image.info["transparency"] = _decode(transparency, buffers)
     return image
 
 
-def _read_tensor(body: Node, buffers: Sequence[memoryview]) -> Any:
+def _read_tensor(body: Node, buffers: _Buffers) -> Any:
     import torch
 
     array, name = body
@@ -383,12 +448,13 @@ def _read_tensor(body: Node, buffers: Sequence[memoryview]) -> Any:
     return tensor.view(torch.bfloat16) if name == "bfloat16" else tensor
 
 
-_READERS: dict[str, Callable[[Node, Sequence[memoryview]], Any]] = {
+_READERS: dict[str, Callable[[Node, _Buffers], Any]] = {
     "t": lambda body, buffers: tuple(_decode(item, buffers) for item in body),
     "d": lambda body, buffers: {key: _decode(item, buffers) for key, item in body.items()},
     "m": lambda body, buffers: {_decode(key, buffers): _decode(item, buffers) for key, item in body},
     "f": lambda body, _: float(body),
-    "b": lambda body, buffers: bytes(buffers[body]),
+    "i": lambda body, _: int(body, 16),
+    "b": lambda body, buffers: bytes(_take(body, buffers)),
     "a": _read_array,
     "o": _read_objects,
     "g": _read_scalar,
@@ -410,53 +476,81 @@ def rebuild(value: Any, annotation: Any) -> Any:
     """
     if value is None or annotation is Any or annotation is None:
         return value
-    if isinstance(annotation, type):
-        return _rebuild_class(value, annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return rebuild(value, arguments[0])
     if origin is Union or origin is types.UnionType:
         return _rebuild_union(value, arguments)
-    if isinstance(value, list) and arguments and issubclass(list, origin or object):
+    kind = origin or annotation
+    if not isinstance(kind, type):
+        return value
+    if _is_pydantic(kind) or dataclasses.is_dataclass(kind):
+        return _rebuild_class(value, kind)
+    if isinstance(value, list) and arguments and issubclass(list, kind):
         return [rebuild(item, arguments[0]) for item in value]
-    if isinstance(value, tuple) and origin is tuple and arguments:
-        every = arguments[-1] is Ellipsis
-        kinds = [arguments[0]] * len(value) if every else arguments
-        return tuple(rebuild(item, kind) for item, kind in zip(value, kinds, strict=True))
-    if isinstance(value, dict) and len(arguments) == 2 and issubclass(dict, origin or object):
+    if isinstance(value, tuple) and kind is tuple and arguments:
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        fits = len(kinds) == len(value)
+        return tuple(rebuild(item, k) for item, k in zip(value, kinds, strict=True)) if fits else value
+    if isinstance(value, dict) and len(arguments) == 2 and issubclass(dict, kind):
         return {key: rebuild(item, arguments[1]) for key, item in value.items()}
     return value
 
 
-def _rebuild_class(value: Any, annotation: type) -> Any:
-    if isinstance(value, annotation):
+def _rebuild_class(value: Any, kind: Any) -> Any:
+    if isinstance(value, kind):
         return value
-    if _is_pydantic(annotation):
-        try:
-            return annotation.model_validate(value)  # type: ignore[attr-defined]  # a pydantic model, seen above
-        except ValueError as error:
-            raise InvalidArgument(f"The value cannot be read as {annotation.__name__}: {error}") from error
-    if dataclasses.is_dataclass(annotation) and isinstance(value, dict):
-        hints = typing.get_type_hints(annotation)
-        made = [f for f in dataclasses.fields(annotation) if f.name in value]
-        arguments = {f.name: rebuild(value[f.name], hints.get(f.name, Any)) for f in made}
-        built = annotation(**{f.name: arguments[f.name] for f in made if f.init})
-        for f in made:
-            if not f.init:
-                object.__setattr__(built, f.name, arguments[f.name])
-        return built
-    return value
+    try:
+        if _is_pydantic(kind):
+            return kind.model_validate(value)
+        return _rebuild_dataclass(value, kind) if isinstance(value, dict) else value
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(f"The value cannot be read as {kind.__name__}: {error}") from error
+
+
+def _rebuild_dataclass(value: dict[Any, Any], kind: Any) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"it has no field {key!r}")
+    hints = _hints(kind)
+    given = {name: rebuild(item, hints.get(name, Any)) for name, item in value.items()}
+    built = kind(**{name: item for name, item in given.items() if fields[name].init})
+    for name, item in given.items():  # a __post_init__ that changes its fields has done so at the sender already
+        object.__setattr__(built, name, item)
+    return built
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(kind, include_extras=True)
+    except Exception:  # noqa: BLE001  # annotations are the user's own code, and may name what is not imported
+        return {}
 
 
 def _rebuild_union(value: Any, kinds: Sequence[Any]) -> Any:
-    plain = [k for k in kinds if isinstance(k, type) and not _is_pydantic(k) and not dataclasses.is_dataclass(k)]
-    if any(isinstance(value, kind) for kind in plain):
+    if any(_is_instance(value, kind) for kind in kinds):
         return value
-    for kind in kinds:
+    # what has just the value's keys comes first, for others may take it too, and leave some out
+    for kind in sorted(kinds, key=lambda k: _keys(k) != set(value) if isinstance(value, dict) else False):
         try:
             built = rebuild(value, kind)
-        except (InvalidArgument, TypeError):
+        except InvalidArgument:
             continue
         if built is not value:
             return built
     return value
+
+
+def _is_instance(value: Any, kind: Any) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # list[Row], a Protocol, a TypedDict …
+        return False
+
+
+def _keys(kind: Any) -> set[str]:
+    kind = typing.get_origin(kind) or kind
+    if _is_pydantic(kind):
+        return {_key(name, field) for name, field in kind.model_fields.items()}
+    return {f.name for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar, overload
@@ -86,9 +87,9 @@ class Runnable:
         def function(self: Any, *args: Any, **kwargs: Any) -> Any:
             return method(self, *args, **kwargs)
 
-        function.__name__, function.__doc__ = name, method.__doc__
-        function.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]  # read by inspect
-        function.__annotations__ = dict(getattr(method, "__annotations__", {}))
+        # its annotations are read where `method` was written, and so is its source
+        functools.update_wrapper(function, method)
+        function.__name__ = name
         decorate = Runnable.method(
             batchable=batchable, batch_dim=batch_dim, input_spec=input_spec, output_spec=output_spec
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -44,7 +45,9 @@ class Resources:
     def __post_init__(self) -> None:
         for name in ("cpu", "nvidia_gpu"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise InvalidArgument(f"{name} is a number from 0 on, not {value!r}.")
         if self.cpu == 0:
             raise InvalidArgument("cpu is above 0: a runner needs a processor.")
@@ -144,6 +147,12 @@ class Runner:
             raise InvalidArgument(
                 f"{runnable_class.__name__} serves no method: mark at least one with @adapter.Runnable.method."
             )
+        for method in methods:
+            if method not in ("run", "async_run", "__call__") and hasattr(Runner, method):
+                raise InvalidArgument(
+                    f"{runnable_class.__name__} serves a method {method!r}, but every runner has a {method!r} of its "
+                    "own: give the method another name."
+                )
         for method in configs:
             if method not in methods:
                 raise InvalidArgument(
@@ -228,16 +237,21 @@ class Runner:
         if "__call__" in self._methods:
             return self._methods["__call__"]
         if len(self._methods) > 1:
-            names = " or ".join(f"runner.{name}.{verb}" for name in self._methods)
-            raise AttributeError(f"The runner {self.name!r} has several methods, so say which: {names}.")
+            raise AttributeError(self._several(verb))
         (method,) = self._methods.values()
         return method
+
+    def _several(self, verb: str) -> str:
+        names = " or ".join(f"runner.{name}.{verb}" for name in self._methods)
+        return f"The runner {self.name!r} has several methods, so say which: {names}."
 
     def __getattr__(self, name: str) -> RunnerMethod:
         methods = self.__dict__.get("_methods", {})
         if name in methods:
             found: RunnerMethod = methods[name]
             return found
+        if name in ("run", "async_run") and methods:  # Python asks here when the property of that name has none
+            raise AttributeError(self._several(name))
         raise AttributeError(
             f"A runner has no attribute {name!r}; its methods are {', '.join(methods) or 'not known'}."
         )
@@ -329,11 +343,10 @@ def _method_configs(*given: Any) -> dict[str, Mapping[str, Any]]:
     for configs in given:
         if configs is None:
             continue
-        if isinstance(configs, Mapping):
-            items = list(configs.items())
-        else:
-            items = [_named_config(dict(config)) for config in configs]
+        items = configs.items() if isinstance(configs, Mapping) else [_named_config(config) for config in configs]
         for name, config in items:
+            if not isinstance(config, Mapping):
+                raise InvalidArgument(f"The settings of the method {name!r} are a mapping, not {config!r}.")
             for key in config:
                 if key not in ("max_batch_size", "max_latency_ms"):
                     raise InvalidArgument(
@@ -343,8 +356,8 @@ def _method_configs(*given: Any) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _named_config(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    name = config.pop("method_name", None) or config.pop("name", None)
+def _named_config(config: Any) -> tuple[str, Mapping[str, Any]]:
+    name = config.get("method_name") or config.get("name") if isinstance(config, Mapping) else None
     if not name:
-        raise InvalidArgument(f"The settings of a method name it with 'method_name': {config!r} does not.")
-    return name, config
+        raise InvalidArgument(f"The settings of a method are a mapping with its 'method_name': {config!r} is not.")
+    return name, {key: value for key, value in config.items() if key not in ("method_name", "name")}

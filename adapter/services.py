@@ -92,7 +92,7 @@ class Service:
                 )
 
         def decorate(function: F) -> F:
-            api_name = self._api_name(name or getattr(function, "__name__", ""))
+            api_name = self._api_name(name or str(getattr(function, "__name__", "")))
             self.apis[api_name] = API(
                 name=api_name,
                 route=self._route(api_name, route),
@@ -193,12 +193,12 @@ def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[An
         )
     hints = _hints(function)
     expected, annotation = descriptor.python_type(), hints.get(parameters[0].name)
-    if isinstance(annotation, type) and isinstance(expected, type) and object not in (expected, annotation):
-        if not issubclass(annotation, expected) and not issubclass(expected, annotation):
-            raise InvalidArgument(
-                f"{name}() takes {annotation.__name__}, but its input {type(descriptor).__name__} makes "
-                f"{expected.__name__} of a request."
-            )
+    known = isinstance(annotation, type) and object not in (expected, annotation)
+    if known and not issubclass(annotation, expected) and not issubclass(expected, annotation):
+        raise InvalidArgument(
+            f"{name}() takes {annotation.__name__}, but its input {type(descriptor).__name__} makes "
+            f"{expected.__name__} of a request."
+        )
     if len(parameters) == 1:
         return None
     context = hints.get(parameters[1].name, Context)

@@ -107,12 +107,14 @@ class TensorSpec:
         wanted = np.dtype(self.dtype)
         if array.dtype != wanted:
             if array.size and not np.can_cast(array.dtype, wanted, casting="same_kind"):
-                raise InvalidArgument(f"{self._subject} is of data type {self.dtype}, but {array.dtype} came.")
+                raise InvalidArgument(f"{self._subject} takes an array of {self.dtype}, but one of {array.dtype} came.")
             array = array.astype(wanted)
         if len(array.shape) != len(self.shape) or any(
             w not in (-1, n) for w, n in zip(self.shape, array.shape, strict=True)
         ):
-            raise InvalidArgument(f"{self._subject} has the shape {self.shape}, but {array.shape} came.")
+            raise InvalidArgument(
+                f"{self._subject} takes an array of shape {self.shape} (-1: any length), but {array.shape} came."
+            )
         return array
 
     @property

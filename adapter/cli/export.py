@@ -19,7 +19,9 @@ from adapter.triton.export import plan, write
     show_default=True,
     help="The folder that Triton serves.",
 )
-@click.option("--working-dir", type=click.Path(path_type=Path), default=Path("."), help="Where the service's code lies.")
+@click.option(
+    "--working-dir", type=click.Path(path_type=Path), default=Path("."), help="Where the service's code lies."
+)
 @click.option("--prefix", default="", help="Put this and a dot before the name of every entry.")
 def export(service: str, repository: Path, working_dir: Path, prefix: str) -> None:
     """Write SERVICE ("module:attribute" or "file.py:attribute") into a Triton model repository."""

@@ -62,9 +62,8 @@ def get(tag: str, output: str) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def delete(tags: Sequence[str], yes: bool) -> None:
     """Delete versions of models; a name alone means all its versions."""
-    for wanted in (Tag.parse(part) for part in _separate(tags)):
-        # resolved first: the question names what goes, and nothing that is saved meanwhile goes too
-        meant = saved.store().resolve(wanted)
+    # resolved first: a wrong tag deletes nothing, the question names what goes, and what is saved meanwhile stays
+    for meant in [saved.store().resolve(Tag.parse(part)) for part in _separate(tags)]:
         if yes or click.confirm(f"Delete {', '.join(str(t) for t in meant)}?"):
             for tag in meant:
                 saved.delete(tag)

@@ -18,12 +18,16 @@ from adapter.server.launch import serve as launch
 @click.option("--host", default=DEFAULT_HOST, help="The address to listen on.")
 @click.option("-p", "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, help="0 takes any free port.")
 @click.option("--api-workers", type=click.IntRange(min=1), help="Front processes; by default one for each CPU.")
-@click.option("--working-dir", type=click.Path(path_type=Path), default=Path("."), help="Where the service's code lies.")
+@click.option(
+    "--working-dir", type=click.Path(path_type=Path), default=Path("."), help="Where the service's code lies."
+)
 @click.option("--development", is_flag=True, help="One process, runners inside it, no engine, no batching.")
 @click.option("--triton", metavar="URL", help="Call a Triton that runs elsewhere: grpc://host:8001.")
 @click.option("--manifest", type=click.Path(path_type=Path), help="With --triton: the manifest.json of its repository.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=DEFAULT_TIMEOUT_S, help="Seconds.")
-@click.option("--repository", type=click.Path(path_type=Path), help="Export to this folder; by default a temporary one.")
+@click.option(
+    "--repository", type=click.Path(path_type=Path), help="Export to this folder; by default a temporary one."
+)
 def serve(
     service: str,
     host: str,

@@ -136,7 +136,7 @@ async def _call(hook: Callable[..., Any], *args: Any) -> None:
         await result
 
 
-# ---- one API ----------------------------------------------------------------------------------------------------------
+# ---- one API ------------------------------------------------------------------------------------------------------
 
 
 def _endpoint(
@@ -195,7 +195,7 @@ def error_response(error: BaseException, api: str = "", identity: str = "") -> R
     return JSONResponse({"error": text}, status_code=500)
 
 
-# ---- the other routes ---------------------------------------------------------------------------------------------------
+# ---- the other routes ---------------------------------------------------------------------------------------------
 
 
 def _infrastructure(service: Service, runners: Runners, app: FastAPI) -> list[Route]:

@@ -26,13 +26,14 @@ from types import FrameType
 from typing import Any
 
 from adapter import models
-from adapter.exceptions import AdapterError, ConfigException, EngineError
+from adapter.exceptions import ConfigException
 from adapter.loader import load_service
 from adapter.server.app import DEFAULT_TIMEOUT_S
 from adapter.server.front import VARIABLE, FrontOptions
 from adapter.services import Service
-from adapter.triton import engine as engines
+from adapter.triton.engine import Engine
 from adapter.triton.export import plan, write
+from adapter.triton.installation import ensure
 from adapter.triton.manifest import Manifest, RecordingModels
 
 logger = logging.getLogger("adapter.server")
@@ -83,10 +84,20 @@ def serve(options: ServeOptions) -> int:
 
     AdapterError where it cannot start, with one sentence that says why.
     """
+    try:
+        return _serve(options)
+    except _Stopped:
+        return 0
+
+
+def _serve(options: ServeOptions) -> int:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(options.host, options.port))
         stop = _StopSignals()
-        manifest, url, metadata, engine = None, None, (), None
+        manifest: Path | None = None
+        url: str | None = None
+        metadata: tuple[tuple[str, str], ...] = ()
+        engine: Engine | None = None
         if options.triton is not None:
             manifest, url = _remote_manifest(options), options.triton
             models.use_source(Manifest.read(manifest).source(options.target))
@@ -100,10 +111,8 @@ def serve(options: ServeOptions) -> int:
                 manifest = stack.enter_context(_repository(options)) if service.runners else None
             if manifest is not None:
                 written = write(plan(service, folder=Path.cwd(), tags=tags), manifest)
-                engine = _start_engine(stack, manifest, [w.name for w in written], stop)
-                url, metadata = engine.url, (engine.metadata,)
-        if stop.asked:
-            return 0
+                engine = _start_engine(stack, manifest, [w.name for w in written])
+                url, metadata = engine.url, engine.metadata
 
         def front(index: int, listen_fd: int, ready_fd: int) -> FrontOptions:
             return FrontOptions(
@@ -125,17 +134,17 @@ def serve(options: ServeOptions) -> int:
         return _run(options, service, fronts, engine, stop)
 
 
-def _run(
-    options: ServeOptions, service: Service, fronts: Fronts, engine: engines.Engine | None, stop: _StopSignals
-) -> int:
+def _run(options: ServeOptions, service: Service, fronts: Fronts, engine: Engine | None, stop: _StopSignals) -> int:
     fronts.start()
     if not fronts.wait_ready(stop):
-        return 0 if stop.asked else 1
+        return 1
+    stop.starting = False
     mode = "development" if options.development else "production"
     where = f"http://{_shown(options.host)}:{fronts.port}"
     logger.info("Serving %s (%s) on %s (Press CTRL+C to quit)", service.import_string, mode, where)
+    engine_fd = [os.pidfd_open(engine.pid)] if engine is not None else []
     while not stop.asked:
-        stop.wait([p.fd for p in fronts.processes] + ([engine.pidfd] if engine is not None else []))
+        stop.wait([*(f.fd for f in fronts.processes), *engine_fd])
         if engine is not None and engine.poll() is not None and not stop.asked:
             logger.error("tritonserver ended by itself with exit code %s; this service ends, too.", engine.poll())
             return 1
@@ -156,11 +165,11 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _start_engine(stack: contextlib.ExitStack, repository: Path, entries: list[str], stop: _StopSignals) -> Any:
-    installation = engines.ensure(os.environ)
-    engine = engines.Engine.start(installation, repository, entries, env=os.environ)
+def _start_engine(stack: contextlib.ExitStack, repository: Path, entries: list[str]) -> Engine:
+    installation = ensure(os.environ)
+    engine = Engine.start(installation, repository, entries, env=os.environ)
     stack.callback(engine.stop)
-    engine.wait_ready(_ENGINE_START_S, cancelled=lambda: stop.asked)
+    engine.wait_ready(_ENGINE_START_S)
     logger.info("Triton %s serves %s", installation.version or "", ", ".join(entries))
     return engine
 
@@ -208,20 +217,30 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
+class _Stopped(BaseException):
+    """A signal came while the service was starting; what has been started is ended on the way up."""
+
+
 class _StopSignals:
-    """SIGTERM and SIGINT as a flag that can be waited for; the second SIGINT ends at once."""
+    """SIGTERM and SIGINT: an exception while the service starts, then a flag that can be waited for.
+
+    A second SIGINT ends the launcher at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.starting = True
         self._read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        again, self.asked = self.asked, True
+        if self.starting and not again:
+            raise _Stopped
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
 
     def wait(self, fds: list[int], timeout: float | None = None) -> None:
         """Sleep until a signal comes, one of the file descriptors is readable, or the time is over."""
@@ -231,7 +250,7 @@ class _StopSignals:
             os.read(self._read, 512)
 
 
-# ---- front processes --------------------------------------------------------------------------------------------------
+# ---- front processes ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -280,9 +299,9 @@ class Fronts:
         return _Front(index, process, os.pidfd_open(process.pid), ready, time.monotonic())
 
     def wait_ready(self, stop: _StopSignals) -> bool:
-        """Wait until all take requests; False when one ended before, or a signal came."""
+        """Wait until all take requests; False when one ended before."""
         waiting = {front.ready for front in self.processes}
-        while waiting and not stop.asked:
+        while waiting:
             stop.wait(list(waiting))
             for fd in list(waiting):
                 if not select.select([fd], [], [], 0)[0]:
@@ -291,7 +310,7 @@ class Fronts:
                     logger.error("A front process could not start; its own message is above.")
                     return False
                 waiting.discard(fd)
-        return not waiting
+        return True
 
     def replace_dead(self) -> bool:
         """Start anew what has died; False where one dies again and again before it takes a request."""
@@ -333,5 +352,3 @@ class Fronts:
 
 def _environment(options: FrontOptions) -> Mapping[str, str]:
     return {**os.environ, VARIABLE: options.to_json(), "PYTHONUNBUFFERED": "1"}
-
-

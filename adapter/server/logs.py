@@ -8,9 +8,8 @@ import time
 
 
 class _Formatter(logging.Formatter):
-    converter = time.gmtime
-    default_time_format = "%Y-%m-%dT%H:%M:%S+0000"
-    default_msec_format = ""
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
+        return time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(record.created))
 
 
 def set_up(component: str, *, level: int = logging.INFO) -> None:

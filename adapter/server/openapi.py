@@ -59,6 +59,6 @@ def _operation(service: Service, api: API) -> dict[str, Any]:
                 "content": {answered.mime_type: {"schema": answered.schema()}},
                 "x-adapter-io-descriptor": answered.to_spec(),
             },
-            **{status: _ERROR for status in ("400", "500", "503", "504")},
+            **dict.fromkeys(("400", "500", "503", "504"), _ERROR),
         },
     }

@@ -27,9 +27,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from adapter.triton.channel import Channel, Region, aligned
 from adapter.triton.spec import EntrySpec
 
-_START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapter.triton.worker import main; main(sys.argv[1:])"
-)
+_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapter.triton.worker import main; main(sys.argv[1:])"
 _THREAD_VARIABLES = (
     "ADAPTER_NUM_THREAD",
     "OMP_NUM_THREADS",
@@ -196,8 +194,12 @@ class WorkerProcess:
                 self._up.clear()
                 if not self._closed.is_set():
                     reason = _exit_reason(self._process)
-                    print(f"[WARNING] [adapter.runner] the worker of {self._spec.entry} died ({reason}); "
-                          "starting a new one", file=sys.stderr, flush=True)
+                    print(
+                        f"[WARNING] [adapter.runner] the worker of {self._spec.entry} died ({reason}); "
+                        "starting a new one",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             pause = 0.0 if self._served else min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, 2 * pause))
 
     def _exchange(self) -> None:
@@ -332,9 +334,11 @@ _NAME_OF = {kind: name for name, kind in _TYPE_OF.items()}
 _alive: dict[int, tuple[Any, ...]] = {}
 
 
-@_Deleter
-def _release(managed: Any) -> None:
+def _forget(managed: Any) -> None:
     _alive.pop(ctypes.addressof(managed.contents), None)
+
+
+_release = _Deleter(_forget)
 
 
 def read_dlpack(capsule: Any) -> tuple[str, list[int], int, int]:

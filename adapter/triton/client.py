@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -55,15 +56,23 @@ class TritonClient:
         self._channel = grpc.aio.insecure_channel(url.removeprefix("grpc://"), options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    async def infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        """Send one request within the time that the HTTP request has left; errors become adapter's own."""
+    async def infer(self, request: pb.ModelInferRequest, limit_s: float | None) -> pb.ModelInferResponse:
+        """Send one request within `limit_s` and the time that the HTTP request has left; errors become adapter's own.
+
+        ServiceUnavailable where the limit is over first, DeadlineExceeded where the request's time is.
+        """
         until = deadline.get()
-        left = None if until is None else until - time.monotonic()
-        if left is not None and left <= 0:
+        left = math.inf if until is None else until - time.monotonic()
+        if left <= 0:
             raise DeadlineExceeded(f"No time is left to call {request.model_name}.")
+        timeout = left if limit_s is None else min(left, limit_s)
         try:
-            return await self._stub.ModelInfer(request, timeout=left)
+            return await self._stub.ModelInfer(request, timeout=None if timeout == math.inf else timeout)
         except grpc.aio.AioRpcError as error:
+            if limit_s is not None and limit_s < left and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise ServiceUnavailable(
+                    f"{request.model_name} is too busy to answer within its max_latency_ms of {limit_s * 1000:g}."
+                ) from None
             raise translated(error, request.model_name) from None
 
     async def not_ready(self, expected: Mapping[str, str]) -> str:
@@ -128,7 +137,7 @@ class TritonTransport:
         shape = [1, len(blob)] if entry.batched else [len(blob)]
         request.inputs.add(name=BLOB, datatype="UINT8", shape=shape)
         request.raw_input_contents.append(blob)
-        response = await self._client.infer(request)
+        response = await self._client.infer(request, _limit(method))
         return method.rebuild_result(payload.decode(response.raw_output_contents[0]))
 
     async def _call_typed(
@@ -144,14 +153,12 @@ class TritonTransport:
         )
         return method.unpack_result([join_values(parts, 0) for parts in zip(*pieces, strict=True)])
 
-    async def _infer_typed(
-        self, entry: Entry, method: MethodSpec, arrays: Sequence[Array], extra: str
-    ) -> list[Array]:
+    async def _infer_typed(self, entry: Entry, method: MethodSpec, arrays: Sequence[Array], extra: str) -> list[Array]:
         request = _request(entry, method, extra)
         for spec, array in zip(method.inputs, arrays, strict=True):
             request.inputs.add(name=spec.name, datatype=spec.triton, shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
-        response = await self._client.infer(request)
+        response = await self._client.infer(request, _limit(method))
         found = dict(zip((o.name for o in response.outputs), range(len(response.outputs)), strict=True))
         return [_array(response, found[spec.name]) for spec in method.outputs]
 
@@ -162,9 +169,11 @@ def _request(entry: Entry, method: MethodSpec, extra: str) -> pb.ModelInferReque
         request.parameters["method"].string_param = method.name
     if extra:
         request.parameters["arguments"].string_param = extra
-    if entry.batched and method.batching.max_latency_ms < entry.max_latency_ms:
-        request.parameters["timeout"].int64_param = int(method.batching.max_latency_ms * 1000)
     return request
+
+
+def _limit(method: MethodSpec) -> float | None:
+    return method.batching.max_latency_ms / 1000 if method.signature.batchable else None
 
 
 def _array(response: pb.ModelInferResponse, index: int) -> Array:
@@ -184,8 +193,6 @@ def translated(error: grpc.aio.AioRpcError, entry: str) -> AdapterError:
         return DeadlineExceeded(f"{entry} did not answer in time.")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidArgument(f"{entry} cannot take this call: {text}")
-    if code is grpc.StatusCode.UNAVAILABLE and ("queue" in text or "timeout expired" in text):
-        return ServiceUnavailable(f"{entry} has more calls than it can serve in time; try again later.")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND) or "not healthy" in text:
         return ServiceUnavailable(f"{entry} cannot be reached now: {text}")
     return InternalServerError(f"{entry} failed: {code.name}: {text}")

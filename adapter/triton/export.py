@@ -35,10 +35,10 @@ from adapter.triton.manifest import FILE, Manifest
 from adapter.triton.spec import EntrySpec
 
 _LOCK = ".adapter.lock"
-_MODEL_PY = '''import os, sys
+_MODEL_PY = """import os, sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runtime.zip"))
 from adapter.triton.backend import TritonPythonModel
-'''
+"""
 # what travels with an entry: everything that worker.py and backend.py import, and the framework files
 _RUNTIME = (
     *("__init__.py", "exceptions.py", "tag.py", "tensor.py", "payload.py", "model.py", "models.py", "runnable.py"),
@@ -113,7 +113,9 @@ def plan(
     entries = [planned for r in runners for planned in _plan_runner(service, r.spec, folder, place, prefix)]
     models = {m.tag: m for r in service.runners for m in (*r.models, *filter(None, [r.model]))}
     models |= {m.tag: m for m in service.models}
-    return ExportPlan(service.name, service.import_string or "", tuple(entries), dict(tags or {}), tuple(models.values()))
+    return ExportPlan(
+        service.name, service.import_string or "", tuple(entries), dict(tags or {}), tuple(models.values())
+    )
 
 
 def _plan_runner(

@@ -36,8 +36,11 @@ OTHER_WAYS = (
 )
 
 _SERVER = Path("pytriton/tritonserver")
-_WANTED = ("nvidia_pytriton.libs/", f"{_SERVER}/bin/", f"{_SERVER}/backends/") + tuple(
-    f"{_SERVER}/python_backend_stubs/{minor}/" for minor in PYTHONS
+_WANTED = (
+    "nvidia_pytriton.libs/",
+    f"{_SERVER}/bin/",
+    f"{_SERVER}/backends/",
+    *(f"{_SERVER}/python_backend_stubs/{minor}/" for minor in PYTHONS),
 )
 _LICENSES = "/licenses/"
 _PROGRAMS = ("tritonserver", "triton_python_backend_stub")
@@ -208,7 +211,7 @@ def libpython(python: str | None = None) -> Path | None:
 def missing_libpython(python: str) -> EngineError:
     """Make the error for a Python whose shared library is not on this machine."""
     return EngineError(
-        f"Triton runs models with {libpython_name(python)}, and this machine has none: install it (on Debian and Ubuntu "
+        f"Triton runs models with {libpython_name(python)}, and this machine has none: install it (on Debian or Ubuntu "
         f"`apt install libpython{python}`), use a Python that was built with a shared library, or {OTHER_WAYS}."
     )
 
@@ -285,7 +288,8 @@ def _wheel_file(env: Mapping[str, str], wheel: Wheel, work: Path, progress: Prog
     file = Path(named).expanduser()
     if not file.is_file():
         raise EngineError(
-            f"ADAPTER_ENGINE_WHEEL is {named!r}, which is not a file: set it to the path of {wheel.filename}, or unset it."
+            f"ADAPTER_ENGINE_WHEEL is {named!r}, which is not a file: set it to the path of {wheel.filename}, or "
+            "unset it."
         )
     return file
 
@@ -297,8 +301,8 @@ def _check(file: Path, wheel: Wheel) -> None:
             digest.update(chunk)
     if digest.hexdigest() != wheel.sha256:
         raise EngineError(
-            f"{file.name} has the sha256 {digest.hexdigest()}, and that of {wheel.filename} is {wheel.sha256}: the file is "
-            "damaged or another one, so it was not installed. Fetch it again."
+            f"{file.name} has the sha256 {digest.hexdigest()}, and that of {wheel.filename} is {wheel.sha256}: the "
+            "file is damaged or another one, so it was not installed. Fetch it again."
         )
 
 

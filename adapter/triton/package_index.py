@@ -48,7 +48,7 @@ class PackageIndex:
 
     @classmethod
     def configured(cls, env: Mapping[str, str]) -> PackageIndex:
-        """Read what pip would: its variables (PIP_INDEX_URL, …) before its configuration files, both before defaults."""
+        """Read what pip would: its variables (PIP_INDEX_URL, …), before its configuration files, before defaults."""
         options = _from_files(env)
         options.update({o: v for o in _OPTIONS if (v := env.get("PIP_" + o.replace("-", "_").upper()))})
         urls = [options.get("index-url", DEFAULT_INDEX), *options.get("extra-index-url", "").split()]
@@ -82,9 +82,10 @@ class PackageIndex:
                 failures.append(f"{_without_password(url)} does not have it")
             except (OSError, ValueError, LookupError, http.client.HTTPException) as error:
                 failures.append(f"{_without_password(url)}: {_reason(error)}")
+        why = "; ".join(failures) or "pip is configured to use no index"
         raise EngineError(
-            f"{filename} cannot be downloaded ({'; '.join(failures) or 'pip is configured to use no index'}): configure "
-            "pip's index-url for an index that has it, or fetch the file elsewhere and set ADAPTER_ENGINE_WHEEL to its path."
+            f"{filename} cannot be downloaded ({why}): set pip's "
+            "index-url to an index that has it, or fetch the file elsewhere and set ADAPTER_ENGINE_WHEEL to its path."
         )
 
     def _find(self, index: str, project: str, filename: str) -> str | None:

@@ -120,7 +120,9 @@ def model_in_entry(name: str, version: str) -> Model:
 class Worker:
     """Answers batches: each request of one is decoded, run together with the others, and encoded."""
 
-    def __init__(self, runnable: Runnable, methods: Mapping[str, MethodSpec], spec: EntrySpec, channel: Channel) -> None:
+    def __init__(
+        self, runnable: Runnable, methods: Mapping[str, MethodSpec], spec: EntrySpec, channel: Channel
+    ) -> None:
         self._methods = methods
         self._spec = spec
         self._channel = channel
@@ -161,7 +163,9 @@ class Worker:
             return method.unpack(arrays, extra)
         ((_, shape, start),) = tensors
         if self._spec.batched and shape[0] != 1:
-            raise InvalidArgument(f"A request to this entry carries one blob, of shape [1, bytes]; its shape is {shape}.")
+            raise InvalidArgument(
+                f"A request to this entry carries one blob, of shape [1, bytes]; its shape is {shape}."
+            )
         with memoryview(memory) as view:
             args, kwargs = payload.decode(bytearray(view[start : start + int(np.prod(shape))]))
         method.check(args, kwargs)

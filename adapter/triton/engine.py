@@ -1,0 +1,446 @@
+"""The embedded engine: tritonserver as a child process that serves this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import queue
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from adapter.exceptions import EngineError
+from adapter.triton import tether
+from adapter.triton.engine_log import LogLine, parse_line
+from adapter.triton.installation import (
+    OTHER_WAYS,
+    PYTHONS,
+    Installation,
+    cache_folder,
+    libpython,
+    missing_libpython,
+    needs_libpython,
+    running_python,
+)
+from adapter.triton.stubs import SHM_FOLDER, Stub, mapped_regions, session, stub_of, stubs_of
+
+logger = logging.getLogger("adapter.engine")
+
+HOST = "127.0.0.1"
+# The key of `--grpc-restricted-protocol`, and the metadata that Triton expects for it.
+_KEY = "adapter-key"
+METADATA_KEY = f"triton-grpc-protocol-{_KEY}"
+# Health, metadata and inference stay open. The others can run code (model-repository) or were ways into other
+# processes' memory (shared-memory, CVE-2025-23319).
+RESTRICTED = ("shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
+DEFAULT_EXIT_TIMEOUT_S = 5
+DEFAULT_READY_TIMEOUT_S = 300.0
+# Of each instance, and taken from /dev/shm at once; a container often has 64 MB there in all.
+SHM_BYTES = 1 << 20
+SHM_GROWTH_BYTES = 8 << 20
+
+_PORT_ATTEMPTS = 3
+_POLL_S = 0.05
+_TAIL_LINES = 200
+_SHOWN_LINES = 12
+_LEFT_OVER_GRACE_S = 1.0
+_CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where one tritonserver listens."""
+
+    grpc: int
+    metrics: int
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Choose ports that nobody has now; somebody else may take them before they are used."""
+        with socket.socket() as one, socket.socket() as other:
+            one.bind((HOST, 0))
+            other.bind((HOST, 0))
+            return cls(one.getsockname()[1], other.getsockname()[1])
+
+
+def command(
+    installation: Installation,
+    repository: Path,
+    entries: Iterable[str],
+    *,
+    ports: Ports,
+    key: str,
+    exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
+) -> list[str]:
+    """Make the command line of a tritonserver that only this machine can reach and that loads exactly `entries`.
+
+    `key` can be read in the process list by whoever may see it there.
+    """
+    backends = installation.backends()
+    return [
+        str(installation.tritonserver),
+        f"--model-repository={repository.absolute()}",
+        *([f"--backend-directory={backends}"] if backends else []),
+        "--model-control-mode=explicit",
+        *(f"--load-model={entry}" for entry in entries),
+        "--disable-auto-complete-config",
+        "--exit-on-error=false",
+        "--strict-readiness=true",
+        "--allow-http=false",
+        f"--grpc-address={HOST}",
+        f"--grpc-port={ports.grpc}",
+        "--allow-metrics=true",
+        f"--metrics-address={HOST}",
+        f"--metrics-port={ports.metrics}",
+        "--allow-gpu-metrics=false",
+        f"--exit-timeout-secs={exit_timeout_s}",
+        f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{_KEY}={key}",
+        f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+    ]
+
+
+def environment(installation: Installation, env: Mapping[str, str]) -> dict[str, str]:
+    """Make the environment in which Triton's stubs and their workers use the Python that runs this process.
+
+    Raises EngineError where a bundled engine cannot run this Python.
+    """
+    made = {**env, "ADAPTER_WORKER_PYTHON": sys.executable}
+    if not installation.bundled:
+        return made  # a container's stub has a Python and libraries of its own
+    python = running_python()
+    if installation.backends(python) is None:
+        raise EngineError(
+            f"Triton {installation.version} in {installation.prefix} runs models under Python {', '.join(PYTHONS)}, "
+            f"and this is Python {python}: {OTHER_WAYS}."
+        )
+    # The stub takes its site-packages from the first python3 on PATH, a virtual environment's included.
+    made["PATH"] = _before(str(Path(sys.executable).parent), env.get("PATH", os.defpath))
+    if needs_libpython(python):
+        library = libpython(python)
+        if library is None:
+            raise missing_libpython(python)
+        made["LD_LIBRARY_PATH"] = _before(str(_folder_of_one(library, env)), env.get("LD_LIBRARY_PATH", ""))
+    return made
+
+
+class Engine:
+    """A running tritonserver and everything that it started.
+
+    It ends when this process ends, however that comes about, and is in a session of its own, so that a terminal's
+    Ctrl-C does not reach it: its owner drains the front first and then calls `stop`. Its log goes to `adapter.engine`,
+    what models print to `adapter.runner`.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        repository: Path,
+        entries: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
+        ports: Ports | None = None,
+    ) -> None:
+        self.installation = installation
+        self.repository = repository
+        self.entries = tuple(entries)
+        self.exit_timeout_s = exit_timeout_s
+        self._key = secrets.token_hex(16)
+        self._environment = environment(installation, env)
+        self._regions: set[str] = set()
+        self._stopped = False
+        self._spawn(ports or Ports.free())
+
+    @classmethod
+    def start(
+        cls,
+        installation: Installation,
+        repository: Path,
+        entries: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
+        ports: Ports | None = None,
+    ) -> Engine:
+        """Start tritonserver on a model repository; it loads `entries` and no others. `wait_ready` comes next.
+
+        `exit_timeout_s` bounds how long Triton finishes requests when it is stopped. Raises EngineError where this
+        Python cannot be run by the installation.
+        """
+        return cls(installation, repository, entries, env=env, exit_timeout_s=exit_timeout_s, ports=ports)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The gRPC address, `host:port`; read it after `wait_ready`, which may move to another port."""
+        return f"{HOST}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.ports.metrics}/metrics"
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The gRPC metadata that opens the restricted calls."""
+        return ((METADATA_KEY, self._key),)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Return None while tritonserver runs, then its exit status, negative for the signal that killed it.
+
+        It is not reaped before `stop`: until then its pid, by which what it started is found, stays its own.
+        """
+        if self._process.returncode is not None:
+            return self._process.returncode
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def stubs(self) -> list[Stub]:
+        """List the live processes of the python backend. Call it after each load: `stop` removes what it has seen."""
+        found = stubs_of(self.pid)
+        self._regions.update(stub.region for stub in found)
+        return found
+
+    def tail(self) -> list[str]:
+        """Return the last lines of the log that tell something, oldest first."""
+        lines = list(self._tail)
+        telling = [line for line in lines if line.level >= logging.WARNING]
+        return [line.text for line in (telling or lines)[-_SHOWN_LINES:]]
+
+    def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
+        """Return when every entry can be called.
+
+        Raises EngineError with Triton's own reason where an entry cannot be loaded, and with the last of the log where
+        tritonserver ends or `timeout_s` is over. Call `stop` then, too.
+        """
+        deadline = time.monotonic() + timeout_s
+        attempts, was_ready = 1, False
+        while True:
+            if self.poll() is not None:
+                self._pump.join(_LEFT_OVER_GRACE_S)
+                if attempts == _PORT_ATTEMPTS or not self._lost_its_port():
+                    raise EngineError(_with_lines(f"tritonserver {_ending(self.poll())} at its start", self.tail()))
+                attempts += 1
+                logger.debug("A port was taken by another process; starting again on other ports.")
+                self._clean_up()
+                self._spawn(Ports.free())
+            states = self._states()
+            if states is not None:
+                refused = [(entry, states.get(entry, (False, None))[1]) for entry in self.entries]
+                failed = [(entry, reason) for entry, reason in refused if reason is not None or entry not in states]
+                if failed:
+                    raise EngineError(_refusal(failed, len(self.entries)))
+                ready = all(states[entry][0] for entry in self.entries)
+                if ready and was_ready:  # twice: it answers a moment before it finds the metrics port taken, and ends
+                    self.stubs()
+                    return
+                was_ready = ready
+            if time.monotonic() > deadline:
+                raise EngineError(_with_lines(f"Triton was not ready within {timeout_s:g} seconds", self.tail()))
+            time.sleep(_POLL_S)
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """End tritonserver in good order, or by force after `timeout_s`, and remove what it may have left behind.
+
+        Call it for one that died, too; calling it again does nothing.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        self.stubs()
+        self._regions.update(mapped_regions(self.pid))
+        if self.poll() is None:
+            self._process.terminate()
+            if not self._wait(self.exit_timeout_s + 3.0 if timeout_s is None else timeout_s):
+                logger.warning("tritonserver did not end in time and is killed.")
+                self._process.kill()
+                self._wait(None)
+        self._clean_up()
+
+    def _spawn(self, ports: Ports) -> None:
+        self.ports = ports
+        arguments = command(
+            self.installation,
+            self.repository,
+            self.entries,
+            ports=ports,
+            key=self._key,
+            exit_timeout_s=self.exit_timeout_s,
+        )
+        logger.debug("Starting %s", " ".join(arguments).replace(self._key, "…"))
+        self._tail: deque[LogLine] = deque(maxlen=_TAIL_LINES)
+        started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
+        # The thread that reads the log is also the one that starts the process: the kernel ends the child with it.
+        self._pump = threading.Thread(
+            target=_run,
+            args=(arguments, self._environment, started, self._tail),
+            name="adapter-engine-log",
+            daemon=True,
+        )
+        self._pump.start()
+        process = started.get()
+        if isinstance(process, OSError):
+            raise EngineError(f"{sys.executable} cannot be started: {process.strerror}.") from process
+        self._process = process
+
+    def _wait(self, timeout_s: float | None) -> bool:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.poll() is None:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _clean_up(self) -> None:
+        """End what is left of the session of a tritonserver that has ended, and unlink its shared memory."""
+        deadline = time.monotonic() + _LEFT_OVER_GRACE_S
+        left = session(self.pid)
+        while left and time.monotonic() < deadline:
+            time.sleep(0.02)
+            left = session(self.pid)
+        for pid in left:
+            stub = stub_of(pid)
+            if stub is not None:
+                self._regions.add(stub.region)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _LEFT_OVER_GRACE_S
+        while session(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for region in self._regions:
+            (SHM_FOLDER / region).unlink(missing_ok=True)
+        self._regions.clear()
+        self._process.wait()
+        self._pump.join(_LEFT_OVER_GRACE_S)
+
+    def _lost_its_port(self) -> bool:
+        return any("already in use" in line.text for line in self._tail if line.level >= logging.ERROR)
+
+    def _states(self) -> dict[str, tuple[bool, str | None]] | None:
+        """Return, for each entry that Triton tried, whether a version is ready and why not; None until it answers.
+
+        Triton opens its port after it has loaded, or given up, what it starts with.
+        """
+        try:
+            socket.create_connection((HOST, self.ports.grpc), timeout=1).close()
+        except OSError:
+            return None
+        request = service_pb2.RepositoryIndexRequest()
+        try:
+            with grpc.insecure_channel(self.url, options=_CHANNEL_OPTIONS) as channel:
+                call = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex
+                index: Any = call(request, metadata=self.metadata, timeout=5)
+        except grpc.RpcError:
+            return None
+        states: dict[str, tuple[bool, str | None]] = {}
+        for row in index.models:
+            ready, reason = states.get(row.name, (False, None))
+            ready = ready or row.state == "READY"
+            failed = row.state == "UNAVAILABLE" and row.reason != "unloaded"
+            states[row.name] = (ready, None if ready else row.reason if failed else reason)
+        return states
+
+
+def _run(
+    arguments: list[str],
+    env: Mapping[str, str],
+    started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError],
+    tail: deque[LogLine],
+) -> None:
+    tethered = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *arguments]
+    try:
+        process = subprocess.Popen(
+            tethered,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
+    except OSError as error:
+        started.put(error)
+        return
+    started.put(process)
+    in_table = False
+    assert process.stdout is not None
+    with process.stdout as output:
+        for raw in output:
+            line = parse_line(raw.decode(errors="replace"), in_table=in_table)
+            in_table = line.opens_table or (in_table and not line.source and bool(line.text))
+            if line.text and not in_table:
+                tail.append(line)
+            if line.text:
+                extra = {"triton_source": line.source}
+                logging.getLogger(line.logger).log(line.level, "%s", line.text, extra=extra)
+
+
+def _before(first: str, rest: str) -> str:
+    return f"{first}{os.pathsep}{rest}" if rest else first
+
+
+def _folder_of_one(library: Path, env: Mapping[str, str]) -> Path:
+    """Return a folder with a link to `library` and nothing else.
+
+    On LD_LIBRARY_PATH a system's library folder would come before the libraries that wheels in a virtual environment
+    bring along, torch's among them, in the stubs and in every worker.
+    """
+    digest = hashlib.sha256(str(library).encode()).hexdigest()[:12]
+    link = cache_folder(env) / "engine" / "libpython" / digest / library.name
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(library)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        logger.debug("%s cannot be written (%s); using %s as it is.", link, error, library.parent)
+        return library.parent
+    return link.parent
+
+
+def _ending(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def _with_lines(what: str, lines: Sequence[str]) -> str:
+    if not lines:
+        return f"{what}, and said nothing."
+    return "\n".join([f"{what}. It said last:", *(f"  {part}" for line in lines for part in line.splitlines())])
+
+
+def _refusal(failed: Sequence[tuple[str, str | None]], of: int) -> str:
+    parts = [f"Triton cannot load {len(failed)} of {of} {'entry' if of == 1 else 'entries'}."]
+    for entry, reason in failed:
+        text = "it is not in the model repository" if reason is None else reason.strip() or "no reason was given"
+        lines = [line for line in text.removeprefix("Internal: ").splitlines() if line.strip()]
+        parts.append("\n".join([f"{entry}: {lines[0]}", *(f"  {line}" for line in lines[1:])]))
+    return "\n".join(parts)

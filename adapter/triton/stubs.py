@@ -1,0 +1,74 @@
+"""What a tritonserver has started, as Linux tells it: its stubs, their shared memory, its session."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SHM_FOLDER = Path("/dev/shm")
+_SHM_NAME = "triton_python_backend_shm_region_"
+_STUB = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A process of the python backend: one instance of one version of an entry; `region` lies in /dev/shm."""
+
+    pid: int
+    entry: str
+    version: str
+    region: str
+
+
+def stubs_of(server: int) -> list[Stub]:
+    """List the live stubs of a tritonserver."""
+    return [stub for pid in _children(server) if (stub := stub_of(pid)) is not None]
+
+
+def stub_of(pid: int) -> Stub | None:
+    """Read what a process is from its command line: `<stub> <entry>/<version>/model.py <region> …`."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    if len(arguments) < 4 or not arguments[0].endswith(_STUB) or not arguments[2].startswith(_SHM_NAME):
+        return None
+    version = Path(arguments[1]).parent
+    return Stub(pid, version.parent.name, version.name, arguments[2])
+
+
+def session(leader: int) -> list[int]:
+    """List the live processes of a session, its leader left out."""
+    found = []
+    for pid in _pids():
+        fields = _stat(pid)
+        if fields and pid != leader and int(fields[3]) == leader and fields[0] not in "ZX":
+            found.append(pid)
+    return found
+
+
+def mapped_regions(pid: int) -> set[str]:
+    """Name the backend's shared memory that a process has open, that of dead stubs included."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    names = (line.rpartition(f"{SHM_FOLDER}/")[2].removesuffix(" (deleted)") for line in lines if _SHM_NAME in line)
+    return set(names)
+
+
+def _children(parent: int) -> list[int]:
+    return [pid for pid in _pids() if (fields := _stat(pid)) and int(fields[1]) == parent]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/<pid>/stat after the name, which may hold spaces: state, ppid, process group, session, …"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,46 @@
+"""What tests share: a model store of their own, and engines that end with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from adapter.triton.engine import Engine
+from adapter.triton.installation import Installation, ensure
+
+
+@pytest.fixture(scope="session", autouse=True)
+def adapter_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model store that no other test run, and no person, uses."""
+    home = tmp_path_factory.mktemp("adapter-home")
+    before = os.environ.get("ADAPTER_HOME")
+    os.environ["ADAPTER_HOME"] = str(home)
+    yield home
+    if before is None:
+        del os.environ["ADAPTER_HOME"]
+    else:
+        os.environ["ADAPTER_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    """The tritonserver that tests talk to."""
+    return ensure(os.environ)
+
+
+@pytest.fixture(scope="module")
+def engine_of(installation: Installation) -> Iterator[Callable[[Path, Sequence[str]], Engine]]:
+    """Start tritonserver on entries of a repository and wait until they are ready; it ends with the module's tests."""
+    with contextlib.ExitStack() as stack:
+
+        def start(repository: Path, entries: Sequence[str]) -> Engine:
+            engine = Engine.start(installation, repository, entries, env=os.environ)
+            stack.callback(engine.stop)
+            engine.wait_ready()
+            return engine
+
+        yield start

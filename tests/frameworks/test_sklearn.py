@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
+
+from adapter import models
+from adapter.exceptions import InvalidArgument
+from adapter.frameworks import sklearn
+from adapter.model import Parameter, Signature
+from adapter.runnable import supports_threads
+from adapter.tensor import TensorSpec
+
+X, Y = load_iris(return_X_y=True)
+NAMES = ["a", "b", "c", "d"]
+FRAME = pd.DataFrame(X, columns=NAMES)
+MIXED = FRAME.assign(color=np.where(Y > 0, "red", "blue"))
+PREDICT: dict[str, dict[str, Any]] = {"predict": {"batchable": True, "batch_dim": 0}}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTER_HOME", str(tmp_path))
+
+
+def saved(model: Any, method: str = "predict", **options: Any) -> Signature:
+    """The signature of a method as a saved model has it."""
+    found = sklearn.save_model("m", model, signatures={method: {"batchable": True}}, **options)
+    signature = models.get(found.tag).info.signatures[method]
+    assert signature == found.info.signatures[method]
+    return signature
+
+
+def described(specs: tuple[TensorSpec, ...] | None) -> list[tuple[str, str, tuple[int, ...]]] | None:
+    return None if specs is None else [(s.name, s.dtype, s.shape) for s in specs]
+
+
+def test_save_model_when_it_is_a_classifier() -> None:
+    model = sklearn.save_model("iris_clf", SVC().fit(X, Y), signatures=PREDICT)
+    info = models.get("iris_clf:latest").info
+    assert info.module == "adapter.sklearn"
+    assert set(info.context["framework_versions"]) == {"scikit-learn", "numpy"}
+    assert info.signatures["predict"] == Signature(
+        True,
+        (0, 0),
+        (TensorSpec("float64", (-1, 4), "X"),),
+        (TensorSpec("int64", (-1,), "output_0"),),
+        (Parameter("X"),),
+    )
+    native = sklearn.load_model("iris_clf:latest")
+    assert native.predict(X).tolist() == model.load_model().predict(X).tolist() == SVC().fit(X, Y).predict(X).tolist()
+    assert np.array_equal(joblib.load(model.path_of("saved_model.pkl")).predict(X), native.predict(X))
+
+
+def test_save_model_when_no_signature_is_given() -> None:
+    signature = sklearn.save_model("iris_clf", SVC().fit(X, Y)).info.signatures["predict"]
+    assert not signature.batchable
+    assert signature.typed
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "inputs", "outputs"),
+    [
+        (RandomForestClassifier(3).fit(X, Y), "predict_proba", ("X", "float64", (-1, 4)), [("float64", (-1, 3))]),
+        (LinearRegression().fit(X, X[:, :2]), "predict", ("X", "float64", (-1, 4)), [("float64", (-1, 2))]),
+        (make_pipeline(StandardScaler(), SVC()).fit(X, Y), "predict", ("X", "float64", (-1, 4)), [("int64", (-1,))]),
+        (PCA(2).fit(X), "transform", ("X", "float64", (-1, 4)), [("float64", (-1, 2))]),
+        (GridSearchCV(SVC(), {"C": [1, 2]}, cv=2).fit(X, Y), "predict", ("X", "float64", (-1, 4)), [("int64", (-1,))]),
+        (DecisionTreeClassifier().fit(FRAME, Y), "predict", ("X", "float64", (-1, 4)), [("int64", (-1,))]),
+        (SVC().fit(X, Y > 1), "predict", ("X", "float64", (-1, 4)), [("bool", (-1,))]),
+        # labels that are text do not matter to their probabilities
+        (
+            DecisionTreeClassifier().fit(X, Y.astype(str)),
+            "predict_proba",
+            ("X", "float64", (-1, 4)),
+            [("float64", (-1, 3))],
+        ),
+    ],
+)
+def test_save_model_when_the_method_takes_numbers(
+    model: Any, method: str, inputs: tuple[str, str, tuple[int, ...]], outputs: list[tuple[str, tuple[int, ...]]]
+) -> None:
+    signature = saved(model, method)
+    assert described(signature.inputs) == [inputs]
+    assert described(signature.outputs) == [(f"output_{i}", *o) for i, o in enumerate(outputs)]
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        (SVC(), "predict"),  # not fitted
+        (SVC().fit(X, Y.astype(str)), "predict"),  # labels are text
+        (TfidfVectorizer().fit(["a text", "another"]), "transform"),  # text, sparse
+        (make_pipeline(TfidfVectorizer(), SVC()).fit(["a text", "another"], [0, 1]), "predict"),
+        (OneHotEncoder().fit(X), "transform"),  # sparse
+        (OrdinalEncoder().fit(MIXED[["color"]]), "transform"),  # categories are text
+        (SimpleImputer(strategy="most_frequent").fit(MIXED[["color"]]), "transform"),
+        (make_pipeline(ColumnTransformer([("a", "passthrough", ["a"])]), SVC()).fit(MIXED, Y), "predict"),
+        (HistGradientBoostingClassifier(max_iter=2).fit(MIXED.astype({"color": "category"}), Y), "predict"),
+        (StandardScaler().set_output(transform="pandas").fit(X), "transform"),  # returns a data frame
+        (MultiOutputClassifier(DecisionTreeClassifier()).fit(X, np.c_[Y, Y]), "predict_proba"),  # returns a list
+        (GaussianProcessRegressor().fit(X[::9], Y[::9]), "predict"),  # return_std=True returns a pair
+        (make_pipeline(StandardScaler(), GaussianProcessRegressor()).fit(X[::9], Y[::9]), "predict"),
+        (KNeighborsClassifier().fit(X, Y), "kneighbors"),  # return_distance=False returns one
+        (SVC().fit(X, Y), "score"),  # two inputs, no batch in the result
+        (PCA(2).fit(X), "inverse_transform"),  # takes another width than that of fit
+        (FunctionTransformer(lambda x: x.mean(axis=0)).fit(X), "transform"),  # not one result for each row
+        (FunctionTransformer(lambda x: x.T).fit(X), "transform"),
+        (FunctionTransformer(lambda x: 1 / 0).fit(X), "transform"),  # raises
+    ],
+)
+def test_save_model_when_the_method_cannot_be_typed(model: Any, method: str) -> None:
+    signature = saved(model, method)
+    assert (signature.inputs, signature.outputs) == (None, None)
+    assert signature.batchable
+    assert signature.parameters
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "inputs", "outputs"),
+    [
+        (StandardScaler().fit(X), X[:1].astype("float32"), "float32", "float32"),
+        (StandardScaler().fit(FRAME), FRAME[:3].astype("float32"), "float32", "float32"),
+        (StandardScaler().fit(X), X[:3].tolist(), "float64", "float64"),
+        (FunctionTransformer().fit(X), X.astype("int32"), "int32", "int32"),
+    ],
+)
+def test_save_model_when_a_sample_is_given(model: Any, sample: Any, inputs: str, outputs: str) -> None:
+    signature = saved(model, "transform", sample=sample)
+    assert described(signature.inputs) == [("X", inputs, (-1, 4))]
+    assert described(signature.outputs) == [("output_0", outputs, (-1, 4))]
+
+
+@pytest.mark.parametrize("sample", [MIXED, X[0], X[:0], X[None], X.astype(str), "text"])
+def test_save_model_when_the_sample_is_not_of_numbers(sample: Any) -> None:
+    signature = saved(DummyClassifier().fit(X, Y), sample=sample)
+    assert (signature.inputs, signature.outputs) == (None, None)
+
+
+def test_save_model_when_the_sample_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert not saved(SVC().fit(X, Y), sample=X[:, :3]).typed
+    assert "A trial of SVC.predict failed" in caplog.text
+    assert "3 columns, the model was fitted on 4" in caplog.text
+
+
+def test_save_model_when_the_input_spec_is_given() -> None:
+    given = {"transform": {"batchable": True, "input_spec": ("float32", (-1, 4))}}
+    signature = sklearn.save_model("m", StandardScaler().fit(X), signatures=given).info.signatures["transform"]
+    assert described(signature.inputs) == [("X", "float32", (-1, 4))]
+    assert described(signature.outputs) == [("output_0", "float32", (-1, 4))]
+
+
+def test_save_model_when_the_batch_axis_is_not_the_rows() -> None:
+    given = {"predict": {"batchable": True, "batch_dim": 1}}
+    assert not sklearn.save_model("m", SVC().fit(X, Y), signatures=given).info.signatures["predict"].typed
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [({"a": 1}, "not a dict; adapter.picklable_model saves"), (SVC, "not the class SVC itself")],
+)
+def test_save_model_when_it_is_no_estimator(model: Any, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason):
+        sklearn.save_model("m", model)
+    assert models.list() == []
+
+
+def test_save_model_when_the_method_is_not_available() -> None:
+    # predict_proba is a method of the class that this pipeline does not have
+    with pytest.raises(InvalidArgument, match=r"'predict_proba', which this Pipeline does not have; it has .*predict"):
+        saved(make_pipeline(StandardScaler(), LinearRegression()).fit(X, Y), "predict_proba")
+
+
+def test_to_runner_when_called_locally() -> None:
+    native = SVC().fit(X, Y)
+    runner = sklearn.save_model("iris_clf", native, signatures=PREDICT).to_runner()
+    assert supports_threads(runner.spec.runnable_class)
+    runner.init_local(quiet=True)
+    try:
+        assert np.array_equal(runner.predict.run(X), native.predict(X))
+        assert runner.predict.run([[5.9, 3, 5.1, 1.8]]).tolist() == native.predict([[5.9, 3, 5.1, 1.8]]).tolist()
+        assert np.array_equal(runner.run(X[:3].astype("float32")), native.predict(X[:3]))
+    finally:
+        runner.destroy()
+
+
+def test_to_runner_when_the_model_was_fitted_on_a_frame() -> None:
+    native = make_pipeline(FunctionTransformer(lambda frame: frame[["a", "b"]]), DecisionTreeClassifier()).fit(FRAME, Y)
+    model = sklearn.save_model("m", native, signatures=PREDICT)
+    runner = model.to_runner()
+    runner.init_local(quiet=True)
+    try:
+        assert np.array_equal(runner.predict.run(FRAME), native.predict(FRAME))
+    finally:
+        runner.destroy()
+
+
+def test_to_runner_when_the_columns_are_mixed() -> None:
+    encoder = ColumnTransformer([("color", OneHotEncoder(), ["color"])], remainder="passthrough")
+    native = make_pipeline(encoder, DecisionTreeClassifier()).fit(MIXED, Y)
+    runner = sklearn.save_model("m", native, signatures=PREDICT).to_runner()
+    runner.init_local(quiet=True)
+    try:
+        assert np.array_equal(runner.predict.run(MIXED), native.predict(MIXED))
+    finally:
+        runner.destroy()
+
+
+WITHOUT_SKLEARN = """
+import sys
+from adapter.frameworks import sklearn
+model = sklearn.get("iris_clf:latest")
+runner = model.to_runner()
+assert runner.predict.name == "predict"
+assert not {"sklearn", "scipy", "joblib"} & set(sys.modules), sorted(sys.modules)
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "sklearn":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+for use in (lambda: sklearn.load_model(model), lambda: sklearn.save_model("m", 3)):
+    try:
+        use()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_get_when_sklearn_is_not_imported() -> None:
+    sklearn.save_model("iris_clf", SVC().fit(X, Y), signatures=PREDICT)
+    lines = subprocess.check_output([sys.executable, "-c", WITHOUT_SKLEARN], text=True).splitlines()
+    expected = "MissingDependencyException: scikit-learn is not installed, and adapter.sklearn needs it"
+    assert len(lines) == 2
+    assert all(line.startswith(expected) for line in lines)
