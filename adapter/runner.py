@@ -160,7 +160,7 @@ class Runner:
                     f"{', '.join(methods)}."
                 )
         self.spec = RunnerSpec(
-            name=valid_name(name or runnable_class.__name__.lower(), "runner name"),
+            name=valid_name(name or runnable_class.__name__.lower().strip("_"), "runner name"),
             runnable_class=runnable_class,
             init_params=dict(runnable_init_params or {}),
             methods=methods,

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 import anyio
@@ -68,15 +68,14 @@ class LocalRunners:
 class TritonRunners:
     """Runners in Triton, as a manifest places them."""
 
-    def __init__(self, url: str, manifest: Manifest, metadata: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, url: str, manifest: Manifest) -> None:
         self._url = url
         self._manifest = manifest
-        self._metadata = metadata
         self._expected: dict[str, str] = {}
         self._asked, self._reason = -math.inf, ""
 
     async def start(self, service: Service) -> None:
-        self._client = TritonClient(self._url, self._metadata)
+        self._client = TritonClient(self._url)
         remote = [r for r in service.runners if not r.spec.embedded]
         self._expected = connect(self._client, service.name, remote, self._manifest)
         for runner in service.runners:

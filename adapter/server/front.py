@@ -41,16 +41,13 @@ class FrontOptions:
     store: bool
     url: str | None = None
     manifest: str | None = None
-    metadata: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> FrontOptions:
-        record = json.loads(text)
-        record["metadata"] = tuple((k, v) for k, v in record["metadata"])
-        return cls(**record)
+        return cls(**json.loads(text))
 
 
 class _Server(uvicorn.Server):
@@ -79,7 +76,7 @@ def main() -> int:
             store = models.store() if options.store else None
             models.use_source(manifest.source(options.target, store))
             if options.url is not None:
-                runners = TritonRunners(options.url, manifest, options.metadata)
+                runners = TritonRunners(options.url, manifest)
         service = load_service(options.target, options.working_dir)
         app = create_app(service, runners, timeout_s=options.timeout_s)
     except AdapterError as error:

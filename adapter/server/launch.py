@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import inspect
 import logging
 import os
@@ -15,6 +16,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -45,6 +47,7 @@ _ENGINE_START_S = 600.0  # models may be large
 _GRACE_S = 5.0  # after the timeout of a request, for a front to end by itself
 _STEADY_S = 10.0  # a front that lived this long is replaced at once
 _LONGEST_PAUSE_S = 10.0
+_SO_ATTACH_FILTER = 26
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,6 @@ def _serve(options: ServeOptions) -> int:
         stop = _StopSignals()
         manifest: Path | None = None
         url: str | None = None
-        metadata: tuple[tuple[str, str], ...] = ()
         engine: Engine | None = None
         if options.triton is not None:
             manifest, url = _remote_manifest(options), options.triton
@@ -112,7 +114,7 @@ def _serve(options: ServeOptions) -> int:
             if manifest is not None:
                 written = write(plan(service, folder=Path.cwd(), tags=tags), manifest)
                 engine = _start_engine(stack, manifest, [w.name for w in written])
-                url, metadata = engine.url, engine.metadata
+                url = engine.url
 
         def front(index: int, listen_fd: int, ready_fd: int) -> FrontOptions:
             return FrontOptions(
@@ -126,7 +128,6 @@ def _serve(options: ServeOptions) -> int:
                 store=options.triton is None,
                 url=url,
                 manifest=str(manifest) if manifest is not None else None,
-                metadata=metadata,
             )
 
         fronts = Fronts(options, listener, front)
@@ -215,6 +216,19 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         raise ConfigException(f"{_shown(host)}:{port} cannot be listened on: {reason}.") from error
     with listener:
         yield listener
+
+
+def _refuse_connections(listener: socket.socket) -> None:
+    """Let no new connection into the queue of a listening socket; what is in it can still be accepted.
+
+    Closing the socket would reset whatever waits in its queue. A filter that drops every packet leaves a client to ask
+    again, and to be refused when the socket is closed.
+    """
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one BPF instruction: return 0 bytes
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(drop))
+    with contextlib.suppress(OSError):  # a sandbox without socket filters
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    listener.close()
 
 
 class _Stopped(BaseException):
@@ -332,6 +346,7 @@ class Fronts:
 
     def stop(self) -> None:
         """Let every front finish what it has accepted, and end those that do not."""
+        _refuse_connections(self._listener)
         for front in self.processes:
             front.process.terminate()
         until = time.monotonic() + self._options.timeout_s + _GRACE_S

@@ -48,11 +48,10 @@ _OWN_ERROR = re.compile(r"\[(\d{3}) (\w+)\] (.*)", re.DOTALL)
 class TritonClient:
     """One connection to Triton, for all runners of a front process; it belongs to the event loop that made it."""
 
-    def __init__(self, url: str, metadata: Sequence[tuple[str, str]] = ()) -> None:
-        """Connect to `host:port`; `metadata` opens restricted groups of Triton's API."""
+    def __init__(self, url: str) -> None:
+        """Connect to `host:port` or `grpc://host:port`."""
         self.url = url
         self.loop = asyncio.get_running_loop()
-        self._metadata = tuple(metadata)
         self._channel = grpc.aio.insecure_channel(url.removeprefix("grpc://"), options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -83,7 +82,7 @@ class TritonClient:
                 if not ready.ready:
                     return f"The entry {entry} is not ready in the Triton at {self.url}."
                 asked = pb.ModelConfigRequest(name=entry)
-                reply = await self._stub.ModelConfig(asked, timeout=_PROBE_S, metadata=self._metadata)
+                reply = await self._stub.ModelConfig(asked, timeout=_PROBE_S)
             except grpc.aio.AioRpcError as error:
                 return f"The entry {entry} cannot be asked for at {self.url}: {error.details()}."
             found = reply.config.parameters[INTERFACE].string_value

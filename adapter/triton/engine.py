@@ -45,9 +45,9 @@ HOST = "127.0.0.1"
 # The key of `--grpc-restricted-protocol`, and the metadata that Triton expects for it.
 _KEY = "adapter-key"
 METADATA_KEY = f"triton-grpc-protocol-{_KEY}"
-# Health, metadata and inference stay open. The others can run code (model-repository) or were ways into other
+# Health, metadata, configurations and inference stay open. The others can run code (model-repository) or were ways into other
 # processes' memory (shared-memory, CVE-2025-23319).
-RESTRICTED = ("shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
+RESTRICTED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 DEFAULT_EXIT_TIMEOUT_S = 5
 DEFAULT_READY_TIMEOUT_S = 300.0
 # Of each instance, and taken from /dev/shm at once; a container often has 64 MB there in all.
@@ -56,6 +56,7 @@ SHM_GROWTH_BYTES = 8 << 20
 
 _PORT_ATTEMPTS = 3
 _POLL_S = 0.05
+_CALL_TIMEOUT_S = 1.0
 _TAIL_LINES = 200
 _SHOWN_LINES = 12
 _LEFT_OVER_GRACE_S = 1.0
@@ -84,6 +85,7 @@ def command(
     entries: Iterable[str],
     *,
     ports: Ports,
+    server_id: str,
     key: str,
     exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
 ) -> list[str]:
@@ -94,6 +96,7 @@ def command(
     backends = installation.backends()
     return [
         str(installation.tritonserver),
+        f"--id={server_id}",
         f"--model-repository={repository.absolute()}",
         *([f"--backend-directory={backends}"] if backends else []),
         "--model-control-mode=explicit",
@@ -157,10 +160,13 @@ class Engine:
         exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
         ports: Ports | None = None,
     ) -> None:
+        if not repository.is_dir():
+            raise EngineError(f"The model repository {repository} is not a folder: `adapter export` writes one.")
         self.installation = installation
         self.repository = repository
         self.entries = tuple(entries)
         self.exit_timeout_s = exit_timeout_s
+        self._id = f"adapter-{secrets.token_hex(4)}"
         self._key = secrets.token_hex(16)
         self._environment = environment(installation, env)
         self._regions: set[str] = set()
@@ -180,8 +186,8 @@ class Engine:
     ) -> Engine:
         """Start tritonserver on a model repository; it loads `entries` and no others. `wait_ready` comes next.
 
-        `exit_timeout_s` bounds how long Triton finishes requests when it is stopped. Raises EngineError where this
-        Python cannot be run by the installation.
+        `exit_timeout_s` bounds how long Triton finishes requests when it is stopped. Raises EngineError where the
+        repository is no folder, or the installation cannot run this Python.
         """
         return cls(installation, repository, entries, env=env, exit_timeout_s=exit_timeout_s, ports=ports)
 
@@ -259,7 +265,8 @@ class Engine:
                 if failed:
                     raise EngineError(_refusal(failed, len(self.entries)))
                 ready = all(states[entry][0] for entry in self.entries)
-                if ready and was_ready:  # twice: it answers a moment before it finds the metrics port taken, and ends
+                # Twice, since it answers a moment before it finds the port for metrics taken, and then takes a while to end.
+                if ready and was_ready and not self._lost_its_port():
                     self.stubs()
                     return
                 was_ready = ready
@@ -292,6 +299,7 @@ class Engine:
             self.repository,
             self.entries,
             ports=ports,
+            server_id=self._id,
             key=self._key,
             exit_timeout_s=self.exit_timeout_s,
         )
@@ -353,19 +361,26 @@ class Engine:
             socket.create_connection((HOST, self.ports.grpc), timeout=1).close()
         except OSError:
             return None
-        request = service_pb2.RepositoryIndexRequest()
         try:
             with grpc.insecure_channel(self.url, options=_CHANNEL_OPTIONS) as channel:
-                call = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex
-                index: Any = call(request, metadata=self.metadata, timeout=5)
-        except grpc.RpcError:
-            return None
+                triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                if triton.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=_CALL_TIMEOUT_S).name != self._id:
+                    return None  # another Triton that took the port; ours ends when it finds out
+                request = service_pb2.RepositoryIndexRequest()
+                index: Any = triton.RepositoryIndex(request, metadata=self.metadata, timeout=_CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return None
+            raise EngineError(_with_lines(f"Triton has no models: {error.details()}", self.tail())) from error
         states: dict[str, tuple[bool, str | None]] = {}
         for row in index.models:
             ready, reason = states.get(row.name, (False, None))
             ready = ready or row.state == "READY"
-            failed = row.state == "UNAVAILABLE" and row.reason != "unloaded"
-            states[row.name] = (ready, None if ready else row.reason if failed else reason)
+            if row.state == "UNAVAILABLE" and row.reason != "unloaded":
+                reason = row.reason
+            elif not row.state and reason is None:  # not even tried: its config.pbtxt cannot be read
+                reason = _with_lines("Triton did not try to load it", self.tail())
+            states[row.name] = (ready, None if ready else reason)
         return states
 
 

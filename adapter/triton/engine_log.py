@@ -12,6 +12,7 @@ RUNNER = "adapter.runner"
 
 # I1121 08:03:00.123456 4738 server.cc:604] "message"; the lines of gRPC's own library have nanoseconds and no quotes.
 _LINE = re.compile(r"(?P<level>[VIWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (?P<source>[^\s\]]+):\d+\] ?(?P<text>.*)")
+_PROTOBUF = re.compile(r"\[libprotobuf (?P<level>[A-Z]+) \S+\] ?(?P<text>.*)")
 _LEVELS = {"W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 # What Triton says at WARNING or ERROR on a machine without a GPU, and of an entry that it cannot load: four times with
 # the traceback, which whoever asked for the load is told as well.
@@ -44,6 +45,8 @@ def parse_line(line: str, *, in_table: bool = False) -> LogLine:
     """
     line = line.rstrip()
     match = _LINE.fullmatch(line)
+    if match is None and (protobuf := _PROTOBUF.fullmatch(line)):
+        return LogLine(logging.WARNING if protobuf["level"] == "WARNING" else logging.ERROR, ENGINE, protobuf["text"])
     if match is None:
         if in_table or not line or _NOISE.search(line):
             return LogLine(logging.DEBUG, ENGINE, line)

@@ -121,7 +121,9 @@ def _end(served: Served, reader: threading.Thread) -> None:
 def run_adapter() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line until it ends."""
 
-    def run(*arguments: str, working_dir: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, working_dir: Path = ROOT, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(ADAPTER), *arguments],
             cwd=working_dir,

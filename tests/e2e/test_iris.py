@@ -62,7 +62,9 @@ BAD_BODIES: list[tuple[str, bytes, str, int, str]] = [
 
 
 @pytest.mark.parametrize("api", ["classify", "classify_async"])
-@pytest.mark.parametrize(("body", "kind", "status", "text"), [b[1:] for b in BAD_BODIES], ids=[b[0] for b in BAD_BODIES])
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "text"), [b[1:] for b in BAD_BODIES], ids=[b[0] for b in BAD_BODIES]
+)
 def test_bad_body_gets_a_sentence(served: Served, api: str, body: bytes, kind: str, status: int, text: str) -> None:
     answer = served.post(f"/{api}", content=body, headers={"content-type": kind})
     assert answer.status_code == status

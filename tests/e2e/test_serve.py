@@ -43,7 +43,7 @@ def test_hooks_run_in_order_once_before_workers_and_once_in_each(served: Served,
 
 
 def test_context_reads_the_request_and_shapes_the_response(served: Served) -> None:
-    answer = served.post("/state", json=None, headers={"user-agent": "a test"})
+    answer = served.post("/state", content="{}", headers={"user-agent": "a test"})
     assert answer.status_code == 202
     assert answer.headers["x-begun"] == "sync,async"
     assert answer.json() == {"begun": ["sync", "async"], "agent": "a test"}

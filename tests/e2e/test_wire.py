@@ -47,7 +47,7 @@ def transports(
     engine = engine_of(repository, [w.name for w in written])
 
     async def open_client() -> TritonClient:
-        return TritonClient(engine.url, engine.metadata)
+        return TritonClient(engine.url)
 
     client = asyncio.run_coroutine_threadsafe(open_client(), loop).result()
     expected = connect(client, wire.svc.name, wire.svc.runners, Manifest.read(repository))

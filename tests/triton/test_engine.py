@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from adapter.exceptions import EngineError
+from adapter.triton.engine import HOST, RESTRICTED, Engine, Ports, command, environment
+from adapter.triton.installation import Installation, ensure, find, libpython, needs_libpython, obstacle, running_python
+from adapter.triton.stubs import SHM_FOLDER, mapped_regions, session
+
+needs_engine = pytest.mark.skipif(
+    (obstacle() is not None or (needs_libpython(running_python()) and libpython() is None))
+    and find(os.environ) is None,
+    reason="no tritonserver can run here",
+)
+
+GOOD = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def initialize(self, args):
+        import numpy, sys
+        pb_utils.Logger.log_info("numpy of " + numpy.__file__)
+        print("printed by a model", flush=True)
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse(error=pb_utils.TritonError("it answers")) for _ in requests]
+"""
+BAD = """
+class TritonPythonModel:
+    def initialize(self, args):
+        raise RuntimeError("the weights are missing")
+    def execute(self, requests):
+        return []
+"""
+CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    return ensure(os.environ)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, code in {"good": GOOD, "second": GOOD, "bad": BAD}.items():
+        (folder / name / "1").mkdir(parents=True)
+        (folder / name / "1" / "model.py").write_text(code)
+        (folder / name / "config.pbtxt").write_text(CONFIG)
+    (folder / "unreadable").mkdir()
+    (folder / "unreadable" / "config.pbtxt").write_text("name: 3")
+    return folder
+
+
+@pytest.fixture
+def engine(installation: Installation, repository: Path) -> Iterator[Engine]:
+    with Engine.start(installation, repository, ["good", "second"], env=os.environ) as made:
+        made.wait_ready(60)
+        yield made
+
+
+def _call(engine: Engine, method: str, request: Any, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+    with grpc.insecure_channel(engine.url, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)
+        return call(request, metadata=metadata, timeout=10)
+
+
+def _gone(pid: int, regions: set[str], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not session(pid) and not _runs(pid) and not any((SHM_FOLDER / name).exists() for name in regions):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_command_when_installation_is_a_containers(tmp_path: Path) -> None:
+    (tmp_path / "backends").mkdir()
+    made = command(
+        Installation(tmp_path / "bin" / "tritonserver", "PATH"),
+        Path("/models"),
+        ["a.predict", "b"],
+        ports=Ports(1, 2),
+        server_id="i",
+        key="k",
+        exit_timeout_s=7,
+    )
+    assert made[0] == str(tmp_path / "bin" / "tritonserver")
+    for option in (
+        "--model-repository=/models",
+        f"--backend-directory={tmp_path / 'backends'}",
+        "--load-model=a.predict",
+        "--load-model=b",
+        "--allow-http=false",
+        "--grpc-address=127.0.0.1",
+        "--grpc-port=1",
+        "--metrics-address=127.0.0.1",
+        "--metrics-port=2",
+        "--exit-timeout-secs=7",
+        "--grpc-restricted-protocol=shared-memory,model-config,model-repository,statistics,trace,logging:adapter-key=k",
+    ):
+        assert option in made
+
+
+def test_environment_when_installation_is_a_containers(tmp_path: Path) -> None:
+    made = environment(Installation(tmp_path / "bin" / "tritonserver", "PATH"), {"PATH": "/bin", "A": "b"})
+    assert made == {"PATH": "/bin", "A": "b", "ADAPTER_WORKER_PYTHON": sys.executable}
+
+
+def test_environment_when_bundled_has_no_stub_for_this_python(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=f"this is Python {running_python()}.*--development"):
+        environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), {})
+
+
+def test_environment_when_bundled(tmp_path: Path) -> None:
+    (tmp_path / f"backends-{running_python()}").mkdir()
+    env = {"PATH": "/bin", "LD_LIBRARY_PATH": "/mine", "ADAPTER_CACHE": str(tmp_path / "cache")}
+    made = environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), env)
+    assert made["PATH"] == f"{Path(sys.executable).parent}:/bin"
+    if needs_libpython(running_python()):
+        folder, mine = made["LD_LIBRARY_PATH"].split(":")
+        assert mine == "/mine"
+        assert [p.resolve() for p in Path(folder).iterdir()] == [Path(libpython() or "").resolve()]
+
+
+def test_start_when_repository_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="gone is not a folder"):
+        Engine.start(Installation(Path("/bin/true"), "PATH"), tmp_path / "gone", [], env=os.environ)
+
+
+def test_wait_ready_when_program_ends(tmp_path: Path) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text('#!/bin/sh\necho "no such library"\nexit 127\n')
+    program.chmod(0o755)
+    with Engine.start(Installation(program, "PATH"), tmp_path, [], env=os.environ) as made:
+        with pytest.raises(EngineError, match=r"ended with status 127 at its start\. It said last:\n  no such library"):
+            made.wait_ready(20)
+        assert made.poll() == 127
+
+
+def test_wait_ready_when_program_never_is(tmp_path: Path) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    with Engine.start(Installation(program, "PATH"), tmp_path, [], env=os.environ) as made:
+        with pytest.raises(EngineError, match=r"not ready within 0\.3 seconds, and said nothing"):
+            made.wait_ready(0.3)
+        pid = made.pid
+    assert made.poll() == -signal.SIGTERM
+    assert not _runs(pid)
+
+
+@needs_engine
+def test_engine_when_ready(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    assert engine.poll() is None
+    assert sorted((stub.entry, stub.version) for stub in engine.stubs()) == [("good", "1"), ("second", "1")]
+    assert {stub.region for stub in engine.stubs()} == mapped_regions(engine.pid)
+    assert os.getsid(engine.pid) == engine.pid
+    assert _call(engine, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
+    with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
+        assert b"nv_inference_request_success" in response.read()
+
+
+@needs_engine
+def test_log_when_starting(installation: Installation, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG), Engine.start(installation, repository, ["good"], env=os.environ) as made:
+        made.wait_ready(60)
+    said = [(r.name, r.levelno, r.getMessage()) for r in caplog.records if r.levelno > logging.DEBUG]
+    ours = [record for record in said if record[0].startswith("adapter.")]
+    assert {record[:2] for record in ours} == {("adapter.runner", logging.INFO)}
+    assert ("adapter.runner", logging.INFO, "printed by a model") in ours
+    assert any(text.startswith(f"numpy of {sys.prefix}") for _, _, text in ours)
+    quiet = [r.getMessage() for r in caplog.records if r.name == "adapter.engine"]
+    assert "successfully loaded 'good'" in quiet
+
+
+@needs_engine
+def test_calls_when_restricted(engine: Engine) -> None:
+    requests = {
+        "shared-memory": ("SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest()),
+        "model-config": ("ModelConfig", service_pb2.ModelConfigRequest(name="good")),
+        "model-repository": ("RepositoryIndex", service_pb2.RepositoryIndexRequest()),
+        "statistics": ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
+        "trace": ("TraceSetting", service_pb2.TraceSettingRequest()),
+        "logging": ("LogSettings", service_pb2.LogSettingsRequest()),
+    }
+    assert set(requests) == set(RESTRICTED)
+    for method, request in requests.values():
+        for metadata in ((), (("triton-grpc-protocol-adapter-key", "wrong"),)):
+            with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+                _call(engine, method, request, metadata)
+        _call(engine, method, request, engine.metadata)
+
+
+@needs_engine
+def test_calls_when_open(engine: Engine) -> None:
+    assert _call(engine, "ServerLive", service_pb2.ServerLiveRequest()).live
+    assert _call(engine, "ModelMetadata", service_pb2.ModelMetadataRequest(name="good")).platform == "python"
+    request = service_pb2.ModelInferRequest(model_name="good", raw_input_contents=[b"\0\0\0\0"])
+    request.inputs.add(name="x", datatype="FP32", shape=[1])
+    with pytest.raises(grpc.RpcError, match="it answers"):
+        _call(engine, "ModelInfer", request)
+
+
+@needs_engine
+def test_wait_ready_when_models_cannot_be_loaded(installation: Installation, repository: Path) -> None:
+    entries = ["good", "bad", "absent", "unreadable"]
+    with (
+        Engine.start(installation, repository, entries, env=os.environ) as made,
+        pytest.raises(EngineError) as raised,
+    ):
+        made.wait_ready(60)
+    message = raised.value.message
+    assert message.startswith("Triton cannot load 3 of 4 entries.\n")
+    assert "\nbad: RuntimeError: the weights are missing\n" in message
+    assert f"{repository}/bad/1/model.py(4): initialize" in message
+    assert "\nabsent: it is not in the model repository" in message
+    assert "Expected string, got: 3" in message
+
+
+@needs_engine
+def test_stop_when_running(installation: Installation, repository: Path) -> None:
+    made = Engine.start(installation, repository, ["good"], env=os.environ)
+    made.wait_ready(60)
+    regions = mapped_regions(made.pid)
+    assert len(regions) == 1
+    made.stop()
+    assert made.poll() == 0
+    assert _gone(made.pid, regions, 0.5)
+    made.stop()
+
+
+@needs_engine
+@pytest.mark.parametrize("killed", ["tritonserver", "stub", "both"])
+def test_stop_when_something_was_killed(installation: Installation, repository: Path, killed: str) -> None:
+    made = Engine.start(installation, repository, ["good", "second"], env=os.environ)
+    made.wait_ready(60)
+    pid, regions = made.pid, mapped_regions(made.pid)
+    if killed != "tritonserver":
+        os.kill(made.stubs()[0].pid, signal.SIGKILL)
+    if killed != "stub":
+        os.kill(pid, signal.SIGKILL)
+        while made.poll() is None:
+            time.sleep(0.01)
+        assert made.poll() == -signal.SIGKILL
+    made.stop()
+    assert len(regions) == 2
+    assert _gone(pid, regions, 0.5)
+
+
+@needs_engine
+def test_engine_when_its_parent_is_killed(installation: Installation, repository: Path) -> None:
+    code = f"""
+import os, pathlib, time
+from adapter.triton.engine import Engine
+from adapter.triton.installation import ensure
+engine = Engine.start(ensure(os.environ), pathlib.Path({str(repository)!r}), ["good", "second"], env=os.environ)
+engine.wait_ready(60)
+print(engine.pid, flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+        stubs, regions = session(pid), mapped_regions(pid)
+        assert (len(stubs), len(regions)) == (2, 2)
+        parent.kill()
+        parent.wait()
+    assert _gone(pid, regions, 30)
+
+
+@needs_engine
+@pytest.mark.parametrize("taken", ["grpc", "metrics"])
+def test_wait_ready_when_a_port_is_taken(installation: Installation, repository: Path, taken: str) -> None:
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        other.listen()
+        port, free = other.getsockname()[1], Ports.free()
+        ports = Ports(port, free.metrics) if taken == "grpc" else Ports(free.grpc, port)
+        with Engine.start(installation, repository, ["good"], env=os.environ, ports=ports) as made:
+            made.wait_ready(60)
+            assert made.ports != ports
+            assert _call(made, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
+            with urllib.request.urlopen(made.metrics_url, timeout=10) as response:
+                assert response.status == 200

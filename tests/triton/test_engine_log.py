@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from adapter.triton.engine_log import ENGINE, RUNNER, LogLine, parse_line
+
+STAMP = "1121 08:37:21.964773 4738"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            f'I{STAMP} model_lifecycle.cc:472] "loading: good:1"\n',
+            LogLine(logging.DEBUG, ENGINE, "loading: good:1", "model_lifecycle.cc"),
+        ),
+        (
+            f'W{STAMP} server.cc:1] "slow\\n  \\"disk\\"\\n"',
+            LogLine(logging.WARNING, ENGINE, 'slow\n  "disk"', "server.cc"),
+        ),
+        (f'E{STAMP} main.cc:245] "failed to start"', LogLine(logging.ERROR, ENGINE, "failed to start", "main.cc")),
+        (f"F{STAMP} a.cc:1] raw text", LogLine(logging.CRITICAL, ENGINE, "raw text", "a.cc")),
+        (
+            "E1121 08:41:35.903040478    5383 chttp2_server.cc:1060]      UNKNOWN:No address added",
+            LogLine(logging.ERROR, ENGINE, "UNKNOWN:No address added", "chttp2_server.cc"),
+        ),
+        (f"I{STAMP} server.cc:604] ", LogLine(logging.DEBUG, ENGINE, "", "server.cc")),
+        (f'I{STAMP} model.py:7] "from a model"', LogLine(logging.INFO, RUNNER, "from a model", "model.py")),
+        (f'W{STAMP} backend.py:7] "from a model"', LogLine(logging.WARNING, RUNNER, "from a model", "backend.py")),
+        ("| print(table) |", LogLine(logging.INFO, RUNNER, "| print(table) |")),
+        ("hello", LogLine(logging.INFO, RUNNER, "hello")),
+        ("", LogLine(logging.DEBUG, ENGINE, "")),
+        ("Signal (15) received.", LogLine(logging.DEBUG, ENGINE, "Signal (15) received.")),
+        (
+            "[libprotobuf ERROR /a/text_format.cc:337] Error parsing text-format: 1:7",
+            LogLine(logging.ERROR, ENGINE, "Error parsing text-format: 1:7"),
+        ),
+    ],
+)
+def test_parse_line(line: str, expected: LogLine) -> None:
+    assert parse_line(line) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'W{STAMP} pinned_memory_manager.cc:273] "Unable to allocate pinned system memory, pinned memory pool will '
+        'not be available: CUDA driver version is insufficient for CUDA runtime version"',
+        f'E{STAMP} server.cc:241] "CudaDriverHelper has not been initialized."',
+        f'W{STAMP} metrics.cc:1] "Error: Failed to initialize NVML"',
+        f'W{STAMP} metrics.cc:1] "DCGM unable to start"',
+        f'E{STAMP} backend_model.cc:692] "ERROR: Failed to create instance: RuntimeError: no"',
+    ],
+)
+def test_parse_line_when_it_is_noise(line: str) -> None:
+    assert parse_line(line).level == logging.DEBUG
+
+
+def test_parse_line_when_in_a_table() -> None:
+    assert parse_line(f"I{STAMP} server.cc:604] ").opens_table
+    assert parse_line("| good | 1 | READY |", in_table=True).level == logging.DEBUG
+    assert parse_line(f'W{STAMP} a.cc:1] "x"', in_table=True).level == logging.WARNING
