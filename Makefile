@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # the wire is tried under both major versions of numpy; numpy 1.26 has no wheels for Python 3.13 and later
-NUMPY1 := .venv-numpy1
+NUMPY1 := $(VENV)-numpy1
 
 .PHONY: demo test test-numpy1 lint format clean
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from adapter.exceptions import AdapterError, ImportServiceError
+from adapter.exceptions import AdapterError, ImportServiceError, sentence
 from adapter.services import Service
 
 
@@ -37,7 +37,7 @@ def _import(place: str, target: str) -> ModuleType:
         raise ImportServiceError(f"{target!r} names no module: write for example 'service:svc' or 'service.py:svc'.")
     name = _module_name(place, target)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ImportServiceError(
@@ -48,9 +48,14 @@ def _import(place: str, target: str) -> ModuleType:
     except AdapterError:
         raise
     except (Exception, SystemExit) as error:  # whatever a person's module raises
+        raise ImportServiceError(f"{place!r} cannot be imported: {sentence(error)} ({_where(error)}).") from error
+    file = getattr(module, "__file__", None)
+    if place.endswith(".py") and (file is None or not Path(place).samefile(file)):
         raise ImportServiceError(
-            f"{place!r} cannot be imported: {type(error).__name__}: {error} ({_where(error)})."
-        ) from error
+            f"{place!r} cannot be imported, since the module {name!r} is {file or 'built in'}: give the file another "
+            "name."
+        )
+    return module
 
 
 def _module_name(place: str, target: str) -> str:
@@ -67,6 +72,8 @@ def _module_name(place: str, target: str) -> str:
 
 
 def _where(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
     trace = error.__traceback__
     place = "line unknown"
     while trace is not None:

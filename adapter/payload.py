@@ -497,6 +497,16 @@ def rebuild(value: Any, annotation: Any) -> Any:
     return value
 
 
+def completed(value: Any, records: Sequence[Any]) -> Any:
+    """Let pydantic classes that were read from a pickle derive their validators from their fields; return `value`."""
+    for record in records:
+        if hasattr(record, "model_rebuild"):
+            record.model_rebuild(force=True)
+        else:
+            sys.modules["pydantic.dataclasses"].rebuild_dataclass(record, force=True)
+    return value
+
+
 def _rebuild_class(value: Any, kind: Any) -> Any:
     if isinstance(value, kind):
         return value

@@ -8,7 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from adapter.context import Context
 from adapter.exceptions import AlreadyExists, InvalidArgument, StateException
@@ -118,7 +118,7 @@ class Service:
     def _route(self, name: str, route: str | None) -> str:
         given = name if route is None else route
         path = "/" + given.removeprefix("/")
-        if not path.strip("/") or path.startswith(("//", "/:")) or any(c in path for c in "?# "):
+        if not path.strip("/") or path.startswith(("//", "/:")) or any(c in path for c in "?# {}"):
             raise InvalidArgument(f"{given!r} cannot be a route: write a path such as '/v1/classify'.")
         if path.strip("/").split("/")[0] in RESERVED or path == "/docs.json":
             raise InvalidArgument(f"{path!r} cannot be a route: the server uses it.")
@@ -193,8 +193,7 @@ def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[An
         )
     hints = _hints(function)
     expected, annotation = descriptor.python_type(), hints.get(parameters[0].name)
-    known = isinstance(annotation, type) and object not in (expected, annotation)
-    if known and not issubclass(annotation, expected) and not issubclass(expected, annotation):
+    if _is_class(annotation) and not issubclass(annotation, expected) and not issubclass(expected, annotation):
         raise InvalidArgument(
             f"{name}() takes {annotation.__name__}, but its input {type(descriptor).__name__} makes "
             f"{expected.__name__} of a request."
@@ -202,11 +201,15 @@ def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[An
     if len(parameters) == 1:
         return None
     context = hints.get(parameters[1].name, Context)
-    if isinstance(context, type) and not issubclass(context, Context):
+    if _is_class(context) and not issubclass(context, Context):
         raise InvalidArgument(
             f"The second parameter of {name}() is the Context, so {parameters[1].name!r} cannot be {context.__name__}."
         )
     return parameters[1].name
+
+
+def _is_class(annotation: Any) -> TypeGuard[type]:
+    return isinstance(annotation, type) and annotation is not Any  # typing.Any is a class from Python 3.11 on
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -214,4 +217,3 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # a string annotation that names what is not imported
         return {}
-

@@ -159,13 +159,15 @@ def _endpoint(
         identity = _request_id(request)
         request_id.set(identity)
         deadline.set(time.monotonic() + timeout_s)
-        try:
-            with anyio.fail_after(timeout_s):
+        response: Response | None = None
+        with anyio.move_on_after(timeout_s):
+            try:
                 response = await answer(request)
-        except TimeoutError:
-            response = error_response(DeadlineExceeded(f"/{api.name} did not answer within {timeout_s:g} seconds."))
-        except Exception as error:  # noqa: BLE001  # the edge: whatever the user's function raises becomes an answer
-            response = error_response(error, api.name, identity)
+            except Exception as error:  # noqa: BLE001  # the edge: whatever the user's function raises is answered
+                response = error_response(error, api.name, identity)
+        if response is None:
+            late = DeadlineExceeded(f"/{api.name} did not answer within {timeout_s:g} seconds.")
+            response = error_response(late, api.name, identity)
         response.headers[REQUEST_ID] = identity
         return response
 

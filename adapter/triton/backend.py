@@ -2,8 +2,8 @@
 
 No user code runs here. A dead stub is never restarted by Triton 2.51, and one request that it failed pins its model in
 memory for ever; a dead worker costs the batch it was running, and is replaced at once. Tensors are read and written
-through DLPack, by address: numpy is not needed for that, and under NumPy 2 the stub's own conversion of that Triton gives
-wrong data.
+through DLPack, by address: numpy is not needed for that, and under NumPy 2 the stub's own conversion in that Triton
+gives wrong data.
 """
 
 from __future__ import annotations

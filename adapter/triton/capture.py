@@ -1,13 +1,16 @@
 """What of a person's code goes with a Runnable into an entry: its pickle, its modules, its files, its requirements.
 
-A module that makes a Service, or gets runners and saved models, cannot be imported inside Triton (it would look for them
-there), so what a Runnable uses of it travels by value, with cloudpickle. Other modules of the person's own travel as source files, and are
-imported there. Fingerprints are taken of sources, never of pickles, which change with the hash seed.
+A module that makes a Service, or gets runners and saved models, cannot be imported inside Triton (it would look for
+them there), so what a Runnable uses of it travels by value, with cloudpickle. Other modules of the person's own travel
+as source files, and are imported there. Fingerprints are taken of sources, never of pickles, which change with the
+hash seed.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,6 +21,8 @@ import site
 import sys
 import sysconfig
 import types
+import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,12 +34,14 @@ import cloudpickle
 from adapter import payload
 from adapter.exceptions import AdapterError, ExportError, PayloadTypeError
 from adapter.model import Model
-from adapter.runnable import Runnable
+from adapter.runnable import Runnable, signatures
 from adapter.triton.worker import model_in_entry, path_in_entry
 
 FILES, CODE = "files", "code"
 _LOOKS_UP = ("adapter.services", "adapter.runner", "adapter.model")
 _CODE_FLAGS = ("co_code", "co_names", "co_varnames")
+# what pydantic makes of a model's fields; the schemas of models that name each other cannot be read from a pickle
+_DERIVED = ("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__")
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,13 @@ class Capture:
 
 def capture(runnable: type[Runnable], init_params: Mapping[str, Any], models: Sequence[Model], folder: Path) -> Capture:
     """Find what a Runnable of a service in `folder` needs elsewhere."""
-    sources = _Sources(folder)
+    sources = _Sources()
     sources.visit(runnable)
+    for _, hints in _named_in(runnable, [*sys.modules]):
+        sources.visit_value("annotations", [[name, _classes(hint)] for name, hint in sorted(hints.items())])
     files: dict[str, Path] = {}
     parameters = {name: _take_files(value, folder, files) for name, value in init_params.items()}
-    sources.visit_value(dict(init_params))
+    sources.visit_value("init parameters", parameters)
     by_value = tuple(sorted(sources.by_value))
     _, named = _dump((runnable, parameters), by_value)
     every = {m.tag: m for m in (*models, *named)}
@@ -86,9 +95,14 @@ def capture(runnable: type[Runnable], init_params: Mapping[str, Any], models: Se
     )
 
 
-@cache
 def file_digest(path: Path) -> str:
     """The SHA-256 of one file."""
+    known = path.stat()
+    return _digest_of(path, known.st_mtime_ns, known.st_size)
+
+
+@cache
+def _digest_of(path: Path, modified: int, size: int) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
@@ -102,9 +116,9 @@ def file_digest(path: Path) -> str:
 class _Sources:
     """Follows a class through the names its code uses, into modules of the person's own."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
-        self._seen: set[int] = set()
+    def __init__(self) -> None:
+        self._seen: dict[int, Any] = {}  # kept alive, since another object may get the id of one that is gone
+        self._known: dict[int, tuple[Any, str]] = {}
         self._modules: dict[str, Path] = {}
         self.texts: set[str] = set()
         self.by_value: set[str] = set()
@@ -122,77 +136,95 @@ class _Sources:
         """Record a class, function or module that the Runnable uses."""
         if id(found) in self._seen:
             return
-        self._seen.add(id(found))
+        self._seen[id(found)] = found
         if isinstance(found, types.ModuleType):
             self._visit_module(found.__name__)
         elif isinstance(found, (type, types.FunctionType)):
-            module = found.__module__
+            module = found.__module__ or "__main__"
             if self._travels_by_value(module):
                 self.by_value.add(module)
                 self._visit_definition(found)
             else:
                 self._visit_module(module)
+                # made inside a function: its pickle holds it whole, with what it got there
+                if "<locals>" in found.__qualname__ and _own_source(module):
+                    self._visit_definition(found)
 
-    def visit_value(self, value: Any) -> None:
-        """Record a value: its content goes into the fingerprint, its class is followed."""
-        if isinstance(value, (type, types.FunctionType, types.ModuleType)):
-            self.visit(value)
-        elif isinstance(value, Model):
-            self.texts.add(f"model {value.tag}")
-        elif id(value) not in self._seen:
-            self._seen.add(id(value))
-            self.texts.add(self._described(value))
+    def visit_value(self, name: str, value: Any) -> None:
+        """Record a value under its name: its content goes into the fingerprint, its class is followed."""
+        self.texts.add(f"{name} = {self._describe(value)}")
 
-    def _described(self, value: Any) -> str:
-        if isinstance(value, (str, int, float, bool, type(None))):
+    def _describe(self, value: Any) -> str:
+        """The content of a value as text that is the same in every process."""
+        if value is None or type(value) in (bool, int, float, complex, str, bytes):
             return repr(value)
-        if isinstance(value, Mapping):
-            for item in value.values():
-                self.visit_value(item)
-            return f"{type(value).__name__} of {sorted(map(str, value))}: {self._plain(value)}"
-        if isinstance(value, (set, frozenset)):
-            return f"{type(value).__name__} {sorted(map(repr, value))}"
-        if isinstance(value, (list, tuple)):
-            for item in value:
-                self.visit_value(item)
-            return f"{type(value).__name__} of {len(value)}: {self._plain(value)}"
-        self.visit(type(value))
-        plain = self._plain(value)
-        if plain:
-            return plain
-        state = getattr(value, "__dict__", None)
-        if state:
-            self.visit_value(dict(state))
-        return type(value).__qualname__
+        if isinstance(value, Model):
+            return f"model {value.tag}"
+        if isinstance(value, types.ModuleType):
+            self.visit(value)
+            return f"module {value.__name__}"
+        if isinstance(value, (type, types.FunctionType)):
+            self.visit(value)
+            return f"{value.__module__}.{value.__qualname__}"
+        if id(value) not in self._known:
+            self._known[id(value)] = value, "itself"
+            self.visit(type(value))
+            content = hashlib.sha256("\0".join(self._content(value)).encode("utf-8", "surrogatepass")).hexdigest()
+            self._known[id(value)] = value, f"{type(value).__module__}.{type(value).__qualname__} {content}"
+        return self._known[id(value)][1]
 
-    def _plain(self, value: Any) -> str:
+    def _content(self, value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return sorted(f"{self._describe(key)}: {self._describe(item)}" for key, item in value.items())
+        if isinstance(value, (set, frozenset)):
+            return sorted(map(self._describe, value))
+        if isinstance(value, (list, tuple)):
+            return list(map(self._describe, value))
+        if isinstance(value, types.MethodType):
+            return [self._describe(value.__func__), self._describe(value.__self__)]
+        if not (dataclasses.is_dataclass(value) or hasattr(value, "model_fields")):
+            try:
+                return [hashlib.sha256(payload.encode(value)).hexdigest()]
+            except PayloadTypeError:
+                pass
         try:
-            return hashlib.sha256(payload.encode(value)).hexdigest()
-        except PayloadTypeError:
-            return ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                parts = value.__reduce_ex__(4)
+        except Exception:  # noqa: BLE001  # a person's own object, which may not be meant to be written down
+            return []
+        if not isinstance(parts, tuple):
+            return [str(parts)]
+        return [self._describe(list(part) if isinstance(part, Iterator) else part) for part in parts]
 
     def _visit_definition(self, found: type | types.FunctionType) -> None:
+        if isinstance(found, types.FunctionType):
+            self._visit_function(found)
+            return
         self.texts.add(_text(found))
-        if isinstance(found, type):
-            for parent in found.__mro__[1:]:
-                if parent is not object and not parent.__module__.startswith("adapter."):
-                    self.visit(parent)
-            members = [getattr(m, "__func__", m) for m in vars(found).values()]
-            members += [m.fget for m in vars(found).values() if isinstance(m, property) and m.fget]
-            functions = [inspect.unwrap(m) for m in members if callable(m)]
-        else:
-            functions = [found]
-        for function in functions:
-            if isinstance(function, types.FunctionType):
-                self._visit_names(function)
+        for parent in found.__mro__[1:]:
+            if parent is not object and not parent.__module__.startswith("adapter."):
+                self.visit(parent)
+        for name, member in vars(found).items():
+            functions = [f for f in _functions(member) if isinstance(f, types.FunctionType)]
+            for function in functions:
+                self._visit_function(function)
+            special = isinstance(member, (types.GetSetDescriptorType, types.MemberDescriptorType))
+            if not functions and not name.startswith("__") and not special:
+                self.visit_value(f"{found.__module__}.{found.__qualname__}.{name}", member)
 
-    def _visit_names(self, function: types.FunctionType) -> None:
+    def _visit_function(self, function: types.FunctionType) -> None:
+        self.texts.add(_text(function))
+        where = f"{function.__module__}.{function.__qualname__}"
         for name in sorted(_names(function.__code__)):
             if name in function.__globals__:
-                self.visit_value(function.__globals__[name])
-        for cell in function.__closure__ or ():
-            self.visit_value(cell.cell_contents)
-        for module in _imports(function, self._folder):
+                self.visit_value(f"{function.__globals__.get('__name__')}.{name}", function.__globals__[name])
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+            with contextlib.suppress(ValueError):  # not bound yet
+                self.visit_value(f"{where}.{name}", cell.cell_contents)
+        # their values, since the source has but names where it says `threshold=THRESHOLD`
+        self.visit_value(f"{where} defaults", [function.__defaults__, function.__kwdefaults__])
+        for module in _imports(function):
             self._visit_module(module)
 
     def _visit_module(self, name: str) -> None:
@@ -233,6 +265,18 @@ def _text(found: type | types.FunctionType) -> str:
         return repr([found.__qualname__, *(getattr(code, flag) for flag in _CODE_FLAGS), constants])
 
 
+def _functions(member: Any) -> list[Any]:
+    """The functions that a member of a class consists of, each with those that it wraps."""
+    found = [getattr(member, "__func__", member)]
+    if isinstance(member, property):
+        found = [member.fget, member.fset, member.fdel]
+    for function in found:
+        wrapped = getattr(function, "__wrapped__", None)
+        if wrapped is not None:
+            found.append(wrapped)
+    return found
+
+
 def _names(code: types.CodeType) -> set[str]:
     names = set(code.co_names)
     for constant in code.co_consts:
@@ -241,13 +285,13 @@ def _names(code: types.CodeType) -> set[str]:
     return names
 
 
-def _imports(function: types.FunctionType, folder: Path) -> set[str]:
+def _imports(function: types.FunctionType) -> set[str]:
     """The modules that a function imports when it runs."""
     try:
         tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return set()
-    return _imported(tree, function.__module__.rpartition(".")[0])
+    return _imported(tree, (function.__module__ or "").rpartition(".")[0])
 
 
 def _imported(tree: ast.AST, package: str) -> set[str]:
@@ -300,7 +344,7 @@ def requirements_of(modules: set[str]) -> Iterator[str]:
             yield f"{distribution}=={importlib.metadata.version(distribution)}"
 
 
-# ---- files and pickles ------------------------------------------------------------------------------------------------
+# ---- files and pickles --------------------------------------------------------------------------------------------
 
 
 class _PathInEntry:
@@ -320,7 +364,7 @@ def _take_files(value: Any, folder: Path, files: dict[str, Path]) -> Any:
     A relative path stays as it is, since the worker's working directory is where the files lie; an absolute one is
     replaced. A bare word that names a folder is taken for a word.
     """
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {key: _take_files(item, folder, files) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_take_files(item, folder, files) for item in value)
@@ -348,22 +392,41 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=5)
         self.models: list[Model] = []
+        self.records: list[type] = []
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Model):
             self.models.append(obj)
             return model_in_entry, (obj.tag.name, obj.info.version)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and "__pydantic_validator__" in vars(obj) and isinstance(reduced, tuple):
+            self.records.append(obj)  # it travels by value, and its receiver derives from its fields what it lacks
+            attributes = reduced[2][0]
+            for name in _DERIVED:
+                attributes.pop(name, None)
+            attributes["__pydantic_parent_namespace__"] = None
+        return reduced
+
+
+@dataclass(frozen=True)
+class _Completed:
+    """Stands for a value whose pydantic models are complete once it has been read from its pickle."""
+
+    value: Any
+    records: Sequence[type]
+
+    def __reduce__(self) -> Any:
+        return payload.completed, (self.value, list(self.records))
 
 
 def _dump(value: Any, by_value: Sequence[str]) -> tuple[bytes, list[Model]]:
     modules = [sys.modules[name] for name in by_value if name in sys.modules and name != "__main__"]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer)
     try:
-        pickler.dump(value)
+        with _annotations(value[0], by_value):
+            blob, pickler = _pickled(value)
+            return (_pickled(_Completed(value, pickler.records))[0] if pickler.records else blob), pickler.models
     except AdapterError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # whatever a person's own object raises
@@ -375,4 +438,51 @@ def _dump(value: Any, by_value: Sequence[str]) -> tuple[bytes, list[Model]]:
     finally:
         for module in modules:
             cloudpickle.unregister_pickle_by_value(module)
-    return buffer.getvalue(), pickler.models
+
+
+def _pickled(value: Any) -> tuple[bytes, _Pickler]:
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    pickler.dump(value)
+    return buffer.getvalue(), pickler
+
+
+def _classes(annotation: Any) -> list[type]:
+    """The classes that an annotation names: `Row` in `list[Row] | None`."""
+    inner = [cls for argument in typing.get_args(annotation) for cls in _classes(argument)]
+    return [annotation] if isinstance(annotation, type) and not inner else inner
+
+
+@contextlib.contextmanager
+def _annotations(runnable: type[Runnable], by_value: Sequence[str]) -> Iterator[None]:
+    """Let annotations be classes while a Runnable is pickled: their names mean nothing where it is read.
+
+    Those of its served methods are what dataclasses and pydantic models are made anew from.
+    """
+    with contextlib.ExitStack() as stack:
+        for found, hints in _named_in(runnable, by_value):
+            before = found.__annotations__
+            stack.callback(setattr, found, "__annotations__", before)
+            found.__annotations__ = hints
+        yield
+
+
+def _named_in(runnable: type[Runnable], by_value: Sequence[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The served methods, and the dataclasses that they name and that travel by value, with what they name in turn."""
+    waiting: list[Any] = [getattr(runnable, name) for name in signatures(runnable)]
+    seen: set[int] = set()
+    while waiting:
+        found = waiting.pop()
+        waiting += typing.get_args(found)
+        record = isinstance(found, type) and dataclasses.is_dataclass(found)
+        travels = record and (found.__module__ in by_value or "<locals>" in found.__qualname__)
+        if id(found) in seen or not (travels or isinstance(found, types.FunctionType)):
+            continue
+        seen.add(id(found))
+        try:
+            hints = typing.get_type_hints(found, include_extras=True)
+        except Exception:  # noqa: BLE001  # annotations are the user's own code, and may name what is not imported
+            continue
+        waiting += hints.values()
+        own = vars(found).get("__annotations__", {}) if record else hints
+        yield found, {name: hints[name] for name in own}

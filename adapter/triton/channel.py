@@ -1,7 +1,7 @@
 """Shared memory and a socket between Triton's python stub and the worker that runs user code.
 
 Each side writes into a memfd of its own and reads the other's; a message on the socket says where in it a JSON header
-lies. Nothing has a name in the file system, so nothing can be left behind. Imported by both ends: standard library only.
+lies. Nothing has a name in the file system, so nothing can be left behind. Both ends import this.
 """
 
 from __future__ import annotations

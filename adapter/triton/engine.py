@@ -45,8 +45,8 @@ HOST = "127.0.0.1"
 # The key of `--grpc-restricted-protocol`, and the metadata that Triton expects for it.
 _KEY = "adapter-key"
 METADATA_KEY = f"triton-grpc-protocol-{_KEY}"
-# Health, metadata, configurations and inference stay open. The others can run code (model-repository) or were ways into other
-# processes' memory (shared-memory, CVE-2025-23319).
+# Health, metadata, configurations and inference stay open. Of the others, some can run code (model-repository) or were
+# ways into other processes' memory (shared-memory, CVE-2025-23319).
 RESTRICTED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 DEFAULT_EXIT_TIMEOUT_S = 5
 DEFAULT_READY_TIMEOUT_S = 300.0
@@ -265,7 +265,7 @@ class Engine:
                 if failed:
                     raise EngineError(_refusal(failed, len(self.entries)))
                 ready = all(states[entry][0] for entry in self.entries)
-                # Twice, since it answers a moment before it finds the port for metrics taken, and then takes a while to end.
+                # Twice, since it answers a moment before it finds the metrics port taken, and is slow to end then.
                 if ready and was_ready and not self._lost_its_port():
                     self.stubs()
                     return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
@@ -26,7 +25,7 @@ import adapter
 from adapter.exceptions import ExportError
 from adapter.model import Model
 from adapter.runnable import supports_gpu, supports_threads
-from adapter.runner import Runner, RunnerSpec
+from adapter.runner import RunnerSpec
 from adapter.services import Service
 from adapter.triton import spec as spec_file
 from adapter.triton.capture import capture, file_digest, requirements_of
@@ -352,6 +351,6 @@ def _updated(manifest: Manifest, planned: ExportPlan, named: list[PlannedEntry],
 
 @contextlib.contextmanager
 def _locked(repository: Path) -> Iterator[None]:
-    with (repository / _LOCK).open("w") as file:
+    with (repository / _LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -21,7 +21,7 @@ class SentimentRunnable(adapter.Runnable):
     @adapter.Runnable.method(batchable=False)
     def is_positive(self, input_text: str) -> bool:
         sentences = [s for s in re.split(r"(?<=[.!?])\s+", input_text) if s] or [""]
-        return mean(self.analyzer.polarity_scores(s)["compound"] for s in sentences) > 0
+        return bool(mean(self.analyzer.polarity_scores(s)["compound"] for s in sentences) > 0)
 
 
 sentiment_runner = adapter.Runner(SentimentRunnable, name="sentiment")

@@ -119,10 +119,10 @@ CALLS: list[tuple[str, Call, Any]] = [
         ((ROWS.astype(np.float32) ** 2).sum(axis=1), ROWS.astype(np.float32) > 0),
     ),
     ("typed, one row", lambda r: r["typed"].run(x=ROWS[:1])[0], np.array([5.0], np.float32)),
-    ("typed with a keyword", lambda r: r["typed"].norm.run(ROWS, power=1)[0], np.float32([3, 12, 21, 30])),
+    ("typed with a keyword", lambda r: r["typed"].norm.run(ROWS, power=1)[0], np.array([3, 12, 21, 30], np.float32)),
     ("typed over the limit", lambda r: r["typed"].norm.run(np.ones((11, 3)))[0], np.full(11, 3, np.float32)),
-    ("typed integers", lambda r: r["typed"].norm.run(np.ones((1, 3), int))[0], np.float32([3])),
-    ("typed list", lambda r: r["typed"].norm.run([[1, 2, 2]])[0], np.float32([9])),
+    ("typed integers", lambda r: r["typed"].norm.run(np.ones((1, 3), int))[0], np.array([3], np.float32)),
+    ("typed list", lambda r: r["typed"].norm.run([[1, 2, 2]])[0], np.array([9], np.float32)),
     ("typed axes 1 and 0", lambda r: r["sideways"].run(np.arange(20.0).reshape(2, 10)), np.arange(10.0, 30.0, 2)),
     ("typed 0-d", lambda r: r["single"].run(2.7), np.array(3, np.int32)),
 ]

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
 from adapter.triton.engine import HOST, RESTRICTED, Engine, Ports, command, environment
-from adapter.triton.installation import Installation, ensure, find, libpython, needs_libpython, obstacle, running_python
+from adapter.triton.installation import Installation, find, libpython, needs_libpython, obstacle, running_python
 from adapter.triton.stubs import SHM_FOLDER, mapped_regions, session
 
 needs_engine = pytest.mark.skipif(
@@ -51,11 +51,6 @@ input [{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }]
 output [{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }]
 instance_group [{ kind: KIND_CPU count: 1 }]
 """
-
-
-@pytest.fixture(scope="session")
-def installation() -> Installation:
-    return ensure(os.environ)
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +117,7 @@ def test_command_when_installation_is_a_containers(tmp_path: Path) -> None:
         "--metrics-address=127.0.0.1",
         "--metrics-port=2",
         "--exit-timeout-secs=7",
-        "--grpc-restricted-protocol=shared-memory,model-config,model-repository,statistics,trace,logging:adapter-key=k",
+        "--grpc-restricted-protocol=shared-memory,model-repository,statistics,trace,logging:adapter-key=k",
     ):
         assert option in made
 
@@ -203,7 +198,6 @@ def test_log_when_starting(installation: Installation, repository: Path, caplog:
 def test_calls_when_restricted(engine: Engine) -> None:
     requests = {
         "shared-memory": ("SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest()),
-        "model-config": ("ModelConfig", service_pb2.ModelConfigRequest(name="good")),
         "model-repository": ("RepositoryIndex", service_pb2.RepositoryIndexRequest()),
         "statistics": ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
         "trace": ("TraceSetting", service_pb2.TraceSettingRequest()),
@@ -220,6 +214,7 @@ def test_calls_when_restricted(engine: Engine) -> None:
 @needs_engine
 def test_calls_when_open(engine: Engine) -> None:
     assert _call(engine, "ServerLive", service_pb2.ServerLiveRequest()).live
+    assert _call(engine, "ModelConfig", service_pb2.ModelConfigRequest(name="good")).config.backend == "python"
     assert _call(engine, "ModelMetadata", service_pb2.ModelMetadataRequest(name="good")).platform == "python"
     request = service_pb2.ModelInferRequest(model_name="good", raw_input_contents=[b"\0\0\0\0"])
     request.inputs.add(name="x", datatype="FP32", shape=[1])

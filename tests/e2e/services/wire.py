@@ -65,7 +65,8 @@ class Calls(adapter.Runnable):
 
     @adapter.Runnable.method(batchable=True)
     def frame(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return rows.assign(total=rows["a"] + rows["b"])
+        with_total: pd.DataFrame = rows.assign(total=rows["a"] + rows["b"])
+        return with_total
 
     @adapter.Runnable.method(batchable=True)
     def texts(self, items: list[str]) -> list[str]:
