@@ -39,6 +39,8 @@ _HEAD = struct.Struct("<4sI")
 _ALIGNMENT = 64
 _ARRAY_KINDS = "biufcUSMm"
 _DTYPE = re.compile(r"[<>|=][biufcUSMm]\d*(\[\d*\w+\])?")
+# what pydantic derives from a class's fields; the schemas of classes that name each other cannot be read from a pickle
+DERIVED = ("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__")
 _JSON_BITS = 4096  # Python reads and writes longer integers as decimal text only up to a limit
 _TYPES = (
     "None, bool, int, float, str, bytes, list, tuple, dict, numpy arrays and scalars, pandas DataFrame and Series, "
@@ -499,6 +501,11 @@ def rebuild(value: Any, annotation: Any) -> Any:
 
 def completed(value: Any, records: Sequence[Any]) -> Any:
     """Let pydantic classes that were read from a pickle derive their validators from their fields; return `value`."""
+    for record in records:
+        for name in DERIVED:  # those of a class without fields, as which a pickle begins to make it
+            if name in vars(record):
+                delattr(record, name)
+        record.__pydantic_complete__ = False
     for record in records:
         if hasattr(record, "model_rebuild"):
             record.model_rebuild(force=True)

@@ -103,6 +103,8 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await runners.start(service)
+        if reason := await runners.not_ready():
+            logger.warning("%s", reason)
         context = Context(state)
         try:
             for hook in service.startup_hooks:

@@ -11,6 +11,7 @@ import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -29,9 +30,14 @@ logger = logging.getLogger("adapter.server")
 
 @dataclass(frozen=True)
 class FrontOptions:
-    """What the launcher tells a front process; `url` is Triton's, None with local runners."""
+    """What the launcher tells a front process.
+
+    `service` is the name of the service that `target` leads to, `store` whether there is a model store here, `url`
+    where Triton is, None with local runners.
+    """
 
     target: str
+    service: str
     working_dir: str
     index: int
     parent: int
@@ -55,6 +61,10 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._ready_fd = ready_fd
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.draining = True  # type: ignore[union-attr]  # our own FastAPI application
+        super().handle_exit(sig, frame)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
@@ -74,7 +84,7 @@ def main() -> int:
         manifest = Manifest.read(Path(options.manifest)) if options.manifest else None
         if manifest is not None:
             store = models.store() if options.store else None
-            models.use_source(manifest.source(options.target, store))
+            models.use_source(manifest.source(options.service, store))
             if options.url is not None:
                 runners = TritonRunners(options.url, manifest)
         service = load_service(options.target, options.working_dir)

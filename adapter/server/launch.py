@@ -102,7 +102,7 @@ def _serve(options: ServeOptions) -> int:
         engine: Engine | None = None
         if options.triton is not None:
             manifest, url = _remote_manifest(options), options.triton
-            models.use_source(Manifest.read(manifest).source(options.target))
+            models.use_source(Manifest.read(manifest).source())
             service = load_service(options.target, options.working_dir)
             models.use_source(None)
             _deploy(service)
@@ -113,12 +113,14 @@ def _serve(options: ServeOptions) -> int:
                 manifest = stack.enter_context(_repository(options)) if service.runners else None
             if manifest is not None:
                 written = write(plan(service, folder=Path.cwd(), tags=tags), manifest)
-                engine = _start_engine(stack, manifest, [w.name for w in written])
-                url = engine.url
+                if written:  # embedded runners alone need no engine
+                    engine = _start_engine(stack, manifest, [w.name for w in written])
+                    url = engine.url
 
         def front(index: int, listen_fd: int, ready_fd: int) -> FrontOptions:
             return FrontOptions(
-                target=service.import_string or options.target,
+                target=options.target,
+                service=service.name,
                 working_dir=str(Path.cwd()),
                 index=index,
                 parent=os.getpid(),
@@ -191,8 +193,7 @@ def _repository(options: ServeOptions) -> Iterator[Path]:
 def _remote_manifest(options: ServeOptions) -> Path:
     if options.development:
         raise ConfigException("--development runs everything in one process, so it cannot be used with --triton.")
-    place = options.manifest or options.repository or Path("model_repository")
-    return (options.working_dir / place).resolve()
+    return (options.manifest or options.repository or Path("model_repository")).resolve()
 
 
 def _shown(host: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copyreg
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -40,8 +41,6 @@ from adapter.triton.worker import model_in_entry, path_in_entry
 FILES, CODE = "files", "code"
 _LOOKS_UP = ("adapter.services", "adapter.runner", "adapter.model")
 _CODE_FLAGS = ("co_code", "co_names", "co_varnames")
-# what pydantic makes of a model's fields; the schemas of models that name each other cannot be read from a pickle
-_DERIVED = ("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__")
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,6 @@ def capture(runnable: type[Runnable], init_params: Mapping[str, Any], models: Se
     """Find what a Runnable of a service in `folder` needs elsewhere."""
     sources = _Sources()
     sources.visit(runnable)
-    for _, hints in _named_in(runnable, [*sys.modules]):
-        sources.visit_value("annotations", [[name, _classes(hint)] for name, hint in sorted(hints.items())])
     files: dict[str, Path] = {}
     parameters = {name: _take_files(value, folder, files) for name, value in init_params.items()}
     sources.visit_value("init parameters", parameters)
@@ -182,7 +179,7 @@ class _Sources:
             return list(map(self._describe, value))
         if isinstance(value, types.MethodType):
             return [self._describe(value.__func__), self._describe(value.__self__)]
-        if not (dataclasses.is_dataclass(value) or hasattr(value, "model_fields")):
+        if not (dataclasses.is_dataclass(value) or hasattr(type(value), "model_fields")):
             try:
                 return [hashlib.sha256(payload.encode(value)).hexdigest()]
             except PayloadTypeError:
@@ -190,7 +187,8 @@ class _Sources:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                parts = value.__reduce_ex__(4)
+                reduce = copyreg.dispatch_table.get(type(value))
+                parts = reduce(value) if reduce is not None else value.__reduce_ex__(4)
         except Exception:  # noqa: BLE001  # a person's own object, which may not be meant to be written down
             return []
         if not isinstance(parts, tuple):
@@ -202,6 +200,7 @@ class _Sources:
             self._visit_function(found)
             return
         self.texts.add(_text(found))
+        self._visit_annotations(found)
         for parent in found.__mro__[1:]:
             if parent is not object and not parent.__module__.startswith("adapter."):
                 self.visit(parent)
@@ -215,6 +214,7 @@ class _Sources:
 
     def _visit_function(self, function: types.FunctionType) -> None:
         self.texts.add(_text(function))
+        self._visit_annotations(function)
         where = f"{function.__module__}.{function.__qualname__}"
         for name in sorted(_names(function.__code__)):
             if name in function.__globals__:
@@ -226,6 +226,11 @@ class _Sources:
         self.visit_value(f"{where} defaults", [function.__defaults__, function.__kwdefaults__])
         for module in _imports(function):
             self._visit_module(module)
+
+    def _visit_annotations(self, found: type | types.FunctionType) -> None:
+        for hint in _hints(found).values():
+            for cls in _classes(hint):
+                self.visit(cls)
 
     def _visit_module(self, name: str) -> None:
         top = name.partition(".")[0]
@@ -275,6 +280,19 @@ def _functions(member: Any) -> list[Any]:
         if wrapped is not None:
             found.append(wrapped)
     return found
+
+
+def _hints(found: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(found, include_extras=True)
+    except Exception:  # noqa: BLE001  # annotations are the user's own code, and may name what is not imported
+        return {}
+
+
+def _classes(annotation: Any) -> list[type]:
+    """The classes that an annotation names: `Row` in `list[Row] | None`."""
+    inner = [cls for argument in typing.get_args(annotation) for cls in _classes(argument)]
+    return [annotation] if isinstance(annotation, type) and not inner else inner
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -398,11 +416,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if isinstance(obj, Model):
             self.models.append(obj)
             return model_in_entry, (obj.tag.name, obj.info.version)
+        if obj is dataclasses.MISSING:
+            return "MISSING"  # a copy of it would not be it, and dataclasses then take it for a default
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and "__pydantic_validator__" in vars(obj) and isinstance(reduced, tuple):
             self.records.append(obj)  # it travels by value, and its receiver derives from its fields what it lacks
             attributes = reduced[2][0]
-            for name in _DERIVED:
+            for name in payload.DERIVED:
                 attributes.pop(name, None)
             attributes["__pydantic_parent_namespace__"] = None
         return reduced
@@ -447,12 +467,6 @@ def _pickled(value: Any) -> tuple[bytes, _Pickler]:
     return buffer.getvalue(), pickler
 
 
-def _classes(annotation: Any) -> list[type]:
-    """The classes that an annotation names: `Row` in `list[Row] | None`."""
-    inner = [cls for argument in typing.get_args(annotation) for cls in _classes(argument)]
-    return [annotation] if isinstance(annotation, type) and not inner else inner
-
-
 @contextlib.contextmanager
 def _annotations(runnable: type[Runnable], by_value: Sequence[str]) -> Iterator[None]:
     """Let annotations be classes while a Runnable is pickled: their names mean nothing where it is read.
@@ -479,10 +493,7 @@ def _named_in(runnable: type[Runnable], by_value: Sequence[str]) -> Iterator[tup
         if id(found) in seen or not (travels or isinstance(found, types.FunctionType)):
             continue
         seen.add(id(found))
-        try:
-            hints = typing.get_type_hints(found, include_extras=True)
-        except Exception:  # noqa: BLE001  # annotations are the user's own code, and may name what is not imported
-            continue
+        hints = _hints(found)
         waiting += hints.values()
-        own = vars(found).get("__annotations__", {}) if record else hints
-        yield found, {name: hints[name] for name in own}
+        if hints:
+            yield found, {name: hint for name, hint in hints.items() if name in found.__annotations__}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import queue
@@ -27,16 +26,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from adapter.exceptions import EngineError
 from adapter.triton import tether
 from adapter.triton.engine_log import LogLine, parse_line
-from adapter.triton.installation import (
-    OTHER_WAYS,
-    PYTHONS,
-    Installation,
-    cache_folder,
-    libpython,
-    missing_libpython,
-    needs_libpython,
-    running_python,
-)
+from adapter.triton.environment import environment
+from adapter.triton.installation import Installation
 from adapter.triton.stubs import SHM_FOLDER, Stub, mapped_regions, session, stub_of, stubs_of
 
 logger = logging.getLogger("adapter.engine")
@@ -116,30 +107,6 @@ def command(
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
     ]
-
-
-def environment(installation: Installation, env: Mapping[str, str]) -> dict[str, str]:
-    """Make the environment in which Triton's stubs and their workers use the Python that runs this process.
-
-    Raises EngineError where a bundled engine cannot run this Python.
-    """
-    made = {**env, "ADAPTER_WORKER_PYTHON": sys.executable}
-    if not installation.bundled:
-        return made  # a container's stub has a Python and libraries of its own
-    python = running_python()
-    if installation.backends(python) is None:
-        raise EngineError(
-            f"Triton {installation.version} in {installation.prefix} runs models under Python {', '.join(PYTHONS)}, "
-            f"and this is Python {python}: {OTHER_WAYS}."
-        )
-    # The stub takes its site-packages from the first python3 on PATH, a virtual environment's included.
-    made["PATH"] = _before(str(Path(sys.executable).parent), env.get("PATH", os.defpath))
-    if needs_libpython(python):
-        library = libpython(python)
-        if library is None:
-            raise missing_libpython(python)
-        made["LD_LIBRARY_PATH"] = _before(str(_folder_of_one(library, env)), env.get("LD_LIBRARY_PATH", ""))
-    return made
 
 
 class Engine:
@@ -404,40 +371,16 @@ def _run(
         started.put(error)
         return
     started.put(process)
-    in_table = False
+    line: LogLine | None = None
     assert process.stdout is not None
     with process.stdout as output:
         for raw in output:
-            line = parse_line(raw.decode(errors="replace"), in_table=in_table)
-            in_table = line.opens_table or (in_table and not line.source and bool(line.text))
-            if line.text and not in_table:
+            line = parse_line(raw.decode(errors="replace"), before=line)
+            if not line.text:
+                continue
+            if line.block != "table":
                 tail.append(line)
-            if line.text:
-                extra = {"triton_source": line.source}
-                logging.getLogger(line.logger).log(line.level, "%s", line.text, extra=extra)
-
-
-def _before(first: str, rest: str) -> str:
-    return f"{first}{os.pathsep}{rest}" if rest else first
-
-
-def _folder_of_one(library: Path, env: Mapping[str, str]) -> Path:
-    """Return a folder with a link to `library` and nothing else.
-
-    On LD_LIBRARY_PATH a system's library folder would come before the libraries that wheels in a virtual environment
-    bring along, torch's among them, in the stubs and in every worker.
-    """
-    digest = hashlib.sha256(str(library).encode()).hexdigest()[:12]
-    link = cache_folder(env) / "engine" / "libpython" / digest / library.name
-    try:
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(library)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        logger.debug("%s cannot be written (%s); using %s as it is.", link, error, library.parent)
-        return library.parent
-    return link.parent
+            logging.getLogger(line.logger).log(line.level, "%s", line.text, extra={"triton_source": line.source})
 
 
 def _ending(status: int | None) -> str:

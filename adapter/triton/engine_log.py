@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 ENGINE = "adapter.engine"
 RUNNER = "adapter.runner"
@@ -13,6 +14,7 @@ RUNNER = "adapter.runner"
 # I1121 08:03:00.123456 4738 server.cc:604] "message"; the lines of gRPC's own library have nanoseconds and no quotes.
 _LINE = re.compile(r"(?P<level>[VIWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (?P<source>[^\s\]]+):\d+\] ?(?P<text>.*)")
 _PROTOBUF = re.compile(r"\[libprotobuf (?P<level>[A-Z]+) \S+\] ?(?P<text>.*)")
+_CONTINUED = re.compile(r"\s|At:|$")  # an empty line, and the traceback that pybind11 puts below a message
 _LEVELS = {"W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 # What Triton says at WARNING or ERROR on a machine without a GPU, and of an entry that it cannot load: four times with
 # the traceback, which whoever asked for the load is told as well.
@@ -24,44 +26,56 @@ _NOISE = re.compile(
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line: `level` as in `logging`, `logger` its name there, `source` Triton's own file, "" for a plain print."""
+    """One line: `level` as in `logging`, `logger` its name there, `source` Triton's own file, "" for a plain print.
+
+    `block` says what it belongs to, or opens, over several lines: a "table", or a "text" that Triton wrote raw.
+    """
 
     level: int
     logger: str
     text: str
     source: str = ""
-
-    @property
-    def opens_table(self) -> bool:
-        """Whether lines of a table follow, up to an empty one."""
-        return bool(self.source) and not self.text
+    block: Literal["", "table", "text"] = ""
 
 
-def parse_line(line: str, *, in_table: bool = False) -> LogLine:
-    """Read a line that tritonserver or a stub wrote.
+def parse_line(line: str, *, before: LogLine | None = None) -> LogLine:
+    """Read a line that tritonserver or a stub wrote; `before` is what the line before it was.
 
     Triton's own lines go to `adapter.engine`, its chatter at DEBUG. What a model says, by Triton's logger or a print,
     goes to `adapter.runner` as it is.
     """
     line = line.rstrip()
     match = _LINE.fullmatch(line)
-    if match is None and (protobuf := _PROTOBUF.fullmatch(line)):
-        return LogLine(logging.WARNING if protobuf["level"] == "WARNING" else logging.ERROR, ENGINE, protobuf["text"])
     if match is None:
-        if in_table or not line or _NOISE.search(line):
-            return LogLine(logging.DEBUG, ENGINE, line)
-        return LogLine(logging.INFO, RUNNER, line)
-    text, source = _unquoted(match["text"].strip()), match["source"]
+        return _plain(line, before)
+    text, source = match["text"].strip(), match["source"]
+    message = _unquoted(text)
+    block: Literal["", "table", "text"] = "table" if not text else "text" if message is None else ""
+    message = text if message is None else message
     if source.endswith(".py"):
-        return LogLine(_LEVELS.get(match["level"], logging.INFO), RUNNER, text, source)
-    level = logging.DEBUG if _NOISE.search(text) else _LEVELS.get(match["level"], logging.DEBUG)
-    return LogLine(level, ENGINE, text, source)
+        return LogLine(_LEVELS.get(match["level"], logging.INFO), RUNNER, message, source, block)
+    level = logging.DEBUG if _NOISE.search(message) else _LEVELS.get(match["level"], logging.DEBUG)
+    return LogLine(level, ENGINE, message, source, block)
 
 
-def _unquoted(text: str) -> str:
-    if text[:1] == '"':
-        try:
-            return str(json.loads(text)).rstrip()
-        except ValueError:  # an older Triton writes messages raw
-            pass
-    return text
+def _plain(line: str, before: LogLine | None) -> LogLine:
+    if before is not None and before.block == "table" and line:
+        return LogLine(logging.DEBUG, ENGINE, line, block="table")
+    if before is not None and before.block == "text" and _CONTINUED.match(line):
+        return LogLine(before.level, before.logger, line, block="text")
+    protobuf = _PROTOBUF.fullmatch(line)
+    if protobuf:
+        return LogLine(logging.WARNING if protobuf["level"] == "WARNING" else logging.ERROR, ENGINE, protobuf["text"])
+    if not line or _NOISE.search(line):
+        return LogLine(logging.DEBUG, ENGINE, line)
+    return LogLine(logging.INFO, RUNNER, line)
+
+
+def _unquoted(text: str) -> str | None:
+    """Return the message of a quoted line, None for one that is not quoted: by an older Triton, or a stub's first."""
+    if text[:1] != '"':
+        return None
+    try:
+        return str(json.loads(text)).rstrip()
+    except ValueError:
+        return None

@@ -80,7 +80,6 @@ class ExportPlan:
     """All that `write` needs: the entries of one service, and what its manifest says."""
 
     service: str
-    target: str
     entries: tuple[PlannedEntry, ...]
     tags: Mapping[str, str]
     models: tuple[Model, ...]
@@ -112,9 +111,7 @@ def plan(
     entries = [planned for r in runners for planned in _plan_runner(service, r.spec, folder, place, prefix)]
     models = {m.tag: m for r in service.runners for m in (*r.models, *filter(None, [r.model]))}
     models |= {m.tag: m for m in service.models}
-    return ExportPlan(
-        service.name, service.import_string or "", tuple(entries), dict(tags or {}), tuple(models.values())
-    )
+    return ExportPlan(service.name, tuple(entries), dict(tags or {}), tuple(models.values()))
 
 
 def _plan_runner(
@@ -334,7 +331,6 @@ def _updated(manifest: Manifest, planned: ExportPlan, named: list[PlannedEntry],
         for method in p.entry.methods:
             runners.setdefault(p.entry.runner, {})[method.name] = p.name
     service = {
-        "target": planned.target,
         "runners": runners,
         "tags": dict(planned.tags),
         "models": sorted(str(m.tag) for m in planned.models),

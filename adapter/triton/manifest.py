@@ -85,15 +85,15 @@ class Manifest:
             )
         return self.services[name]
 
-    def source(self, target: str, store: ModelSource | None = None) -> ModelSource:
-        """Saved models as the service `target` ("module:attribute") asked for them when it was exported.
+    def source(self, service: str | None = None, store: ModelSource | None = None) -> ModelSource:
+        """Saved models as a service asked for them when it was exported; None is any of them, before it is known.
 
         `store` lends the files of a model where it has them; without it only the record is known.
         """
-        mine = [s for s in self.services.values() if s.get("target") == target]
+        asked = self.services.values() if service is None else [self._service(service)]
         tags: dict[str, str] = {}
-        for service in mine or self.services.values():
-            tags |= service["tags"]
+        for record in asked:
+            tags |= record["tags"]
         return _ManifestModels(self, tags, store)
 
 

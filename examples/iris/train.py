@@ -6,7 +6,5 @@ import adapter
 
 iris = datasets.load_iris()
 classifier = svm.SVC(gamma="scale").fit(iris.data, iris.target)
-model = adapter.sklearn.save_model(
-    "iris_clf", classifier, signatures={"predict": {"batchable": True, "batch_dim": 0}}
-)
+model = adapter.sklearn.save_model("iris_clf", classifier, signatures={"predict": {"batchable": True, "batch_dim": 0}})
 print(f"Saved {model.tag}")

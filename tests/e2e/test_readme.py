@@ -13,8 +13,8 @@ import pytest
 from tests.e2e.conftest import ROOT, Serve
 
 README = (ROOT / "README.md").read_text()
-CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+CODE: list[str] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CONSOLE: list[str] = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 
 
 def block(containing: str) -> str:

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
-from adapter.triton.engine import HOST, RESTRICTED, Engine, Ports, command, environment
+from adapter.triton.engine import HOST, RESTRICTED, Engine, Ports, command
 from adapter.triton.installation import Installation, find, libpython, needs_libpython, obstacle, running_python
 from adapter.triton.stubs import SHM_FOLDER, mapped_regions, session
 
@@ -122,27 +124,6 @@ def test_command_when_installation_is_a_containers(tmp_path: Path) -> None:
         assert option in made
 
 
-def test_environment_when_installation_is_a_containers(tmp_path: Path) -> None:
-    made = environment(Installation(tmp_path / "bin" / "tritonserver", "PATH"), {"PATH": "/bin", "A": "b"})
-    assert made == {"PATH": "/bin", "A": "b", "ADAPTER_WORKER_PYTHON": sys.executable}
-
-
-def test_environment_when_bundled_has_no_stub_for_this_python(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=f"this is Python {running_python()}.*--development"):
-        environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), {})
-
-
-def test_environment_when_bundled(tmp_path: Path) -> None:
-    (tmp_path / f"backends-{running_python()}").mkdir()
-    env = {"PATH": "/bin", "LD_LIBRARY_PATH": "/mine", "ADAPTER_CACHE": str(tmp_path / "cache")}
-    made = environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), env)
-    assert made["PATH"] == f"{Path(sys.executable).parent}:/bin"
-    if needs_libpython(running_python()):
-        folder, mine = made["LD_LIBRARY_PATH"].split(":")
-        assert mine == "/mine"
-        assert [p.resolve() for p in Path(folder).iterdir()] == [Path(libpython() or "").resolve()]
-
-
 def test_start_when_repository_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="gone is not a folder"):
         Engine.start(Installation(Path("/bin/true"), "PATH"), tmp_path / "gone", [], env=os.environ)
@@ -192,6 +173,31 @@ def test_log_when_starting(installation: Installation, repository: Path, caplog:
     assert any(text.startswith(f"numpy of {sys.prefix}") for _, _, text in ours)
     quiet = [r.getMessage() for r in caplog.records if r.name == "adapter.engine"]
     assert "successfully loaded 'good'" in quiet
+
+
+@needs_engine
+def test_wait_ready_when_numpy_is_only_on_pythonpath(
+    installation: Installation, repository: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "packages"
+    elsewhere.mkdir()
+    for name in ("numpy", "numpy.libs"):
+        if (Path(np.__file__).parent.parent / name).is_dir():
+            (elsewhere / name).symlink_to(Path(np.__file__).parent.parent / name)
+    venv.create(tmp_path / "bare", symlinks=True)
+    code = f"""
+import os, pathlib, sys
+import numpy
+assert numpy.__file__.startswith({str(elsewhere)!r})
+sys.path += {sys.path!r}
+from adapter.triton.engine import Engine
+from adapter.triton.installation import ensure
+with Engine.start(ensure(os.environ), pathlib.Path({str(repository)!r}), ["good"], env=os.environ) as engine:
+    engine.wait_ready(60)
+"""
+    env = {**os.environ, "PYTHONPATH": str(elsewhere)}
+    done = subprocess.run([tmp_path / "bare" / "bin" / "python", "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @needs_engine

@@ -21,12 +21,12 @@ STAMP = "1121 08:37:21.964773 4738"
             LogLine(logging.WARNING, ENGINE, 'slow\n  "disk"', "server.cc"),
         ),
         (f'E{STAMP} main.cc:245] "failed to start"', LogLine(logging.ERROR, ENGINE, "failed to start", "main.cc")),
-        (f"F{STAMP} a.cc:1] raw text", LogLine(logging.CRITICAL, ENGINE, "raw text", "a.cc")),
+        (f"F{STAMP} a.cc:1] raw text", LogLine(logging.CRITICAL, ENGINE, "raw text", "a.cc", "text")),
         (
             "E1121 08:41:35.903040478    5383 chttp2_server.cc:1060]      UNKNOWN:No address added",
-            LogLine(logging.ERROR, ENGINE, "UNKNOWN:No address added", "chttp2_server.cc"),
+            LogLine(logging.ERROR, ENGINE, "UNKNOWN:No address added", "chttp2_server.cc", "text"),
         ),
-        (f"I{STAMP} server.cc:604] ", LogLine(logging.DEBUG, ENGINE, "", "server.cc")),
+        (f"I{STAMP} server.cc:604] ", LogLine(logging.DEBUG, ENGINE, "", "server.cc", "table")),
         (f'I{STAMP} model.py:7] "from a model"', LogLine(logging.INFO, RUNNER, "from a model", "model.py")),
         (f'W{STAMP} backend.py:7] "from a model"', LogLine(logging.WARNING, RUNNER, "from a model", "backend.py")),
         ("| print(table) |", LogLine(logging.INFO, RUNNER, "| print(table) |")),
@@ -58,7 +58,33 @@ def test_parse_line_when_it_is_noise(line: str) -> None:
     assert parse_line(line).level == logging.DEBUG
 
 
+def _read(text: str) -> list[tuple[int, str, str]]:
+    read: list[LogLine] = []
+    for line in text.splitlines():
+        read.append(parse_line(line, before=read[-1] if read else None))
+    return [(line.level, line.logger, line.text) for line in read if line.text]
+
+
 def test_parse_line_when_in_a_table() -> None:
-    assert parse_line(f"I{STAMP} server.cc:604] ").opens_table
-    assert parse_line("| good | 1 | READY |", in_table=True).level == logging.DEBUG
-    assert parse_line(f'W{STAMP} a.cc:1] "x"', in_table=True).level == logging.WARNING
+    table = f"I{STAMP} server.cc:604] \n+---+\n| a |\n+---+\n\n| printed |\n"
+    assert _read(table) == [
+        (logging.DEBUG, ENGINE, "+---+"),
+        (logging.DEBUG, ENGINE, "| a |"),
+        (logging.DEBUG, ENGINE, "+---+"),
+        (logging.INFO, RUNNER, "| printed |"),
+    ]
+    assert _read(f'I{STAMP} server.cc:604] \nW{STAMP} a.cc:1] "x"\n') == [(logging.WARNING, ENGINE, "x")]
+
+
+def test_parse_line_when_text_is_raw() -> None:
+    text = (
+        f"E{STAMP} pb_stub.cc:366] Stub failed: ModuleNotFoundError: No module named 'a'\n"
+        "\nAt:\n  model.py(3): <module>\n"
+        "printed\n"
+    )
+    assert _read(text) == [
+        (logging.ERROR, ENGINE, "Stub failed: ModuleNotFoundError: No module named 'a'"),
+        (logging.ERROR, ENGINE, "At:"),
+        (logging.ERROR, ENGINE, "  model.py(3): <module>"),
+        (logging.INFO, RUNNER, "printed"),
+    ]

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapter.exceptions import EngineError
+from adapter.triton.environment import environment
+from adapter.triton.installation import Installation, libpython, needs_libpython, running_python
+
+
+def test_environment_when_installation_is_a_containers(tmp_path: Path) -> None:
+    made = environment(Installation(tmp_path / "bin" / "tritonserver", "PATH"), {"PATH": "/bin", "A": "b"})
+    assert made == {"PATH": "/bin", "A": "b", "ADAPTER_WORKER_PYTHON": sys.executable}
+
+
+def test_environment_when_bundled_has_no_stub_for_this_python(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=f"this is Python {running_python()}.*--development"):
+        environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), {})
+
+
+def test_environment_when_bundled(tmp_path: Path) -> None:
+    (tmp_path / f"backends-{running_python()}").mkdir()
+    env = {"PATH": "/bin", "LD_LIBRARY_PATH": "/mine", "ADAPTER_CACHE": str(tmp_path / "cache")}
+    made = environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), env)
+    assert made["PATH"] == f"{Path(sys.executable).parent}:/bin"
+    if needs_libpython(running_python()):
+        folder, mine = made["LD_LIBRARY_PATH"].split(":")
+        assert mine == "/mine"
+        assert [p.resolve() for p in Path(folder).iterdir()] == [Path(libpython() or "").resolve()]
