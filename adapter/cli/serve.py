@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
+from adapter.cli.engine import ensure
 from adapter.server import logs
 from adapter.server.app import DEFAULT_TIMEOUT_S
 from adapter.server.launch import DEFAULT_HOST, DEFAULT_PORT, ServeOptions
@@ -54,4 +56,4 @@ def serve(
         repository=repository.resolve() if repository is not None else None,
         timeout_s=timeout,
     )
-    sys.exit(launch(options))
+    sys.exit(launch(options, lambda: ensure(os.environ)))

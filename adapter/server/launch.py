@@ -35,7 +35,7 @@ from adapter.server.front import VARIABLE, FrontOptions
 from adapter.services import Service
 from adapter.triton.engine import Engine
 from adapter.triton.export import plan, write
-from adapter.triton.installation import ensure
+from adapter.triton.installation import Installation
 from adapter.triton.manifest import Manifest, RecordingModels
 
 logger = logging.getLogger("adapter.server")
@@ -82,18 +82,19 @@ def load_recorded(target: str, working_dir: Path) -> tuple[Service, dict[str, st
         models.use_source(None)
 
 
-def serve(options: ServeOptions) -> int:
+def serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code is 0 then, and 1 where the service could not be kept running.
 
+    `find_engine` is asked for a tritonserver where one is needed here, and may install it.
     AdapterError where it cannot start, with one sentence that says why.
     """
     try:
-        return _serve(options)
+        return _serve(options, find_engine)
     except _Stopped:
         return 0
 
 
-def _serve(options: ServeOptions) -> int:
+def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(options.host, options.port))
         stop = _StopSignals()
@@ -114,7 +115,7 @@ def _serve(options: ServeOptions) -> int:
             if manifest is not None:
                 written = write(plan(service, folder=Path.cwd(), tags=tags), manifest)
                 if written:  # embedded runners alone need no engine
-                    engine = _start_engine(stack, manifest, [w.name for w in written])
+                    engine = _start_engine(stack, find_engine(), manifest, [w.name for w in written])
                     url = engine.url
 
         def front(index: int, listen_fd: int, ready_fd: int) -> FrontOptions:
@@ -168,12 +169,18 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _start_engine(stack: contextlib.ExitStack, repository: Path, entries: list[str]) -> Engine:
-    installation = ensure(os.environ)
+def _start_engine(
+    stack: contextlib.ExitStack, installation: Installation, repository: Path, entries: list[str]
+) -> Engine:
     engine = Engine.start(installation, repository, entries, env=os.environ)
     stack.callback(engine.stop)
     engine.wait_ready(_ENGINE_START_S)
     logger.info("Triton %s serves %s", installation.version or "", ", ".join(entries))
+    if installation.bundled:
+        logger.info(
+            "This Triton listens on 127.0.0.1 only and is for development and one machine that you trust: it has known "
+            "vulnerabilities. In production run Triton 26.04 or later and name it with --triton."
+        )
     return engine
 
 

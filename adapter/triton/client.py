@@ -40,6 +40,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),  # else a dead server's back-off is inherited by a new one
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),  # http_proxy is not meant for a Triton on this machine or in this cluster
 )
 _PROBE_S = 2.0
 _OWN_ERROR = re.compile(r"\[(\d{3}) (\w+)\] (.*)", re.DOTALL)

@@ -8,10 +8,9 @@ from click.testing import CliRunner
 
 from adapter.cli import main
 from adapter.cli.engine import DownloadBar
-from adapter.triton.installation import CONTAINER_PREFIX, TRITON_VERSION, engine_folder, obstacle, running_python
+from adapter.triton.installation import CONTAINER_PREFIX, TRITON_VERSION, engine_folder, running_python
 
 without_container = pytest.mark.skipif(CONTAINER_PREFIX.exists(), reason="this machine has Triton's container")
-needs_engine = pytest.mark.skipif(obstacle() is not None, reason=obstacle() or "")
 
 
 def _runner(cache: Path, **env: str | None) -> CliRunner:
@@ -20,7 +19,6 @@ def _runner(cache: Path, **env: str | None) -> CliRunner:
 
 
 @without_container
-@needs_engine
 def test_info_when_there_is_none(tmp_path: Path) -> None:
     result = _runner(tmp_path).invoke(main, ["engine", "info"])
     assert "There is no tritonserver here." in result.output
@@ -50,7 +48,6 @@ def test_info_when_named_one_is_missing(tmp_path: Path) -> None:
     assert result.output.startswith("Error: ADAPTER_TRITONSERVER is '/nonexistent', which is not a program")
 
 
-@needs_engine
 def test_install_when_wheel_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "some.whl").write_text("no")
     runner = _runner(tmp_path, ADAPTER_ENGINE_WHEEL=str(tmp_path / "some.whl"))
@@ -59,7 +56,6 @@ def test_install_when_wheel_is_damaged(tmp_path: Path) -> None:
     assert result.output.startswith("Error: some.whl has the sha256 ")
 
 
-@needs_engine
 def test_install_when_it_is_installed(tmp_path: Path) -> None:
     program = engine_folder({"ADAPTER_CACHE": str(tmp_path)}) / "pytriton/tritonserver/bin/tritonserver"
     program.parent.mkdir(parents=True)

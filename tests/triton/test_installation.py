@@ -28,7 +28,6 @@ from adapter.triton.installation import (
 )
 from adapter.triton.package_index import PackageIndex
 
-needs_engine = pytest.mark.skipif(obstacle() is not None, reason=obstacle() or "")
 without_container = pytest.mark.skipif(CONTAINER_PREFIX.exists(), reason="this machine has Triton's container")
 
 
@@ -148,7 +147,6 @@ def test_find_when_named_one_is_no_program(tmp_path: Path, kind: str) -> None:
         find(_env(tmp_path, ADAPTER_TRITONSERVER=str(path)))
 
 
-@needs_engine
 def test_install_when_wheel_is_named(tmp_path: Path, wheel: Path) -> None:
     env = _env(tmp_path, ADAPTER_ENGINE_WHEEL=str(wheel))
     made = install(env)
@@ -172,7 +170,6 @@ def test_install_when_wheel_is_named(tmp_path: Path, wheel: Path) -> None:
     assert install(env, force=True).tritonserver.stat().st_ino != before
 
 
-@needs_engine
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
 def test_install_when_wheel_is_damaged(tmp_path: Path, wheel: Path, damage: str) -> None:
     copy = tmp_path / wheel.name
@@ -187,7 +184,6 @@ def test_install_when_wheel_is_damaged(tmp_path: Path, wheel: Path, damage: str)
     assert [p.name for p in (tmp_path / "cache" / "engine").iterdir()] == ["lock"]
 
 
-@needs_engine
 def test_install_when_two_run_at_once(tmp_path: Path, mirror: tuple[str, list[str]]) -> None:
     url, asked = mirror
     env = {**_env(tmp_path, PIP_INDEX_URL=url, PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS="", NO_PROXY="127.0.0.1")}
@@ -204,19 +200,10 @@ def test_install_when_two_run_at_once(tmp_path: Path, mirror: tuple[str, list[st
     assert sorted(p.name for p in (tmp_path / "engine").iterdir()) == [engine_folder(env).name, "lock"]
 
 
-@needs_engine
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_install_when_cache_cannot_be_written(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    with pytest.raises(EngineError, match="Set ADAPTER_CACHE"):
-        install(_env(tmp_path / "cache"))
-
-
 def test_install_when_cache_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    if obstacle() is None:
-        with pytest.raises(EngineError, match=r"cannot be installed into .*Set ADAPTER_CACHE"):
-            install(_env(tmp_path / "cache"))
+    with pytest.raises(EngineError, match=r"cannot be installed into .*Set ADAPTER_CACHE"):
+        install(_env(tmp_path / "cache"))
 
 
 def test_libpython_when_this_python_has_one() -> None:
