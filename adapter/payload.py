@@ -510,7 +510,9 @@ def completed(value: Any, records: Sequence[Any]) -> Any:
         if hasattr(record, "model_rebuild"):
             record.model_rebuild(force=True)
         else:
-            sys.modules["pydantic.dataclasses"].rebuild_dataclass(record, force=True)
+            from pydantic.dataclasses import rebuild_dataclass  # as pandas above: only where such a class has come
+
+            rebuild_dataclass(record, force=True)
     return value
 
 

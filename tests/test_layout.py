@@ -39,7 +39,7 @@ ROOMS = {
     "starlette": ("context", "io", "services", "server"),
     "pandas": ("payload", "method", "frameworks", "io"),
     "PIL": ("payload", "io"),
-    "pydantic": ("io", "server"),
+    "pydantic": ("payload", "io", "server"),
     "pydantic_core": ("io", "server"),
     "orjson": ("io", "server"),
     "typing_extensions": ("",),  # named for type checkers only
@@ -72,6 +72,7 @@ INSIDE = {
     ("payload", "pandas"),
     ("payload", "PIL"),
     ("payload", "torch"),
+    ("payload", "pydantic"),
     ("method", "pandas"),
 }
 

@@ -27,7 +27,8 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from adapter.triton.channel import Channel, Region, aligned
 from adapter.triton.spec import EntrySpec
 
-_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapter.triton.worker import main; main(sys.argv[1:])"
+# sys.path[0] would be the working directory, whose modules are not the entry's
+_START = "import sys; sys.path[0] = sys.argv.pop(1); from adapter.triton.worker import main; main(sys.argv[1:])"
 _THREAD_VARIABLES = (
     "ADAPTER_NUM_THREAD",
     "OMP_NUM_THREADS",

@@ -17,6 +17,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import io
+import operator
 import os
 import site
 import sys
@@ -419,6 +420,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if obj is dataclasses.MISSING:
             return "MISSING"  # a copy of it would not be it, and dataclasses then take it for a default
         reduced = super().reducer_override(obj)
+        generic = vars(obj).get("__pydantic_generic_metadata__") if isinstance(obj, type) else None
+        if reduced is NotImplemented and generic and generic["origin"]:
+            self.records.append(obj)  # pydantic 2.6 puts `RootModel[Row]` into a module, where the receiver has none
+            return operator.getitem, (generic["origin"], generic["args"])
         if isinstance(obj, type) and "__pydantic_validator__" in vars(obj) and isinstance(reduced, tuple):
             self.records.append(obj)  # it travels by value, and its receiver derives from its fields what it lacks
             attributes = reduced[2][0]

@@ -45,6 +45,7 @@ DEFAULT_READY_TIMEOUT_S = 300.0
 SHM_BYTES = 1 << 20
 SHM_GROWTH_BYTES = 8 << 20
 
+_OWN_REFUSAL = "TritonModelException: "
 _PORT_ATTEMPTS = 3
 _POLL_S = 0.05
 _CALL_TIMEOUT_S = 1.0
@@ -399,6 +400,9 @@ def _refusal(failed: Sequence[tuple[str, str | None]], of: int) -> str:
     parts = [f"Triton cannot load {len(failed)} of {of} {'entry' if of == 1 else 'entries'}."]
     for entry, reason in failed:
         text = "it is not in the model repository" if reason is None else reason.strip() or "no reason was given"
-        lines = [line for line in text.removeprefix("Internal: ").splitlines() if line.strip()]
+        text = text.removeprefix("Internal: ")
+        if text.startswith(_OWN_REFUSAL):  # backend.py's own word; where in backend.py it was said is of no use
+            text = text.removeprefix(_OWN_REFUSAL).partition("\nAt:\n")[0]
+        lines = [line for line in text.splitlines() if line.strip()]
         parts.append("\n".join([f"{entry}: {lines[0]}", *(f"  {line}" for line in lines[1:])]))
     return "\n".join(parts)

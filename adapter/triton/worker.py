@@ -37,6 +37,10 @@ from adapter.triton.spec import EntrySpec
 logger = logging.getLogger("adapter.runner")
 
 _PR_SET_PDEATHSIG = 1
+_HINT = (
+    "A file travels with a Runnable when an init parameter names it: "
+    'adapter.Runner(…, runnable_init_params={"labels": "./labels.txt"}).'
+)
 
 
 class EntryModels:
@@ -81,8 +85,7 @@ def load(folder: Path, spec: EntrySpec) -> tuple[Runnable, dict[str, MethodSpec]
             )
         sys.path.append(str(folder / "code"))
         files = folder / "files"
-        if files.is_dir():
-            os.chdir(files)
+        os.chdir(files if files.is_dir() else folder)  # here as anywhere else: what does not travel is not found
         with (folder / spec.pickle).open("rb") as file, entry_paths(folder):
             cls, parameters = pickle.load(file)
     limits = {m["name"]: BatchingConfig(m["max_batch_size"], m["max_latency_ms"]) for m in spec.methods}
@@ -180,8 +183,8 @@ class Worker:
                 error = refused
         assert error is not None
         if outcome.error is not None and not isinstance(outcome.error, AdapterError):
-            trace = "".join(traceback.format_exception(outcome.error)).rstrip()
-            logger.error("request %s to %s failed:\n%s", request[2] or "-", request[0] or self._spec.entry, trace)
+            name = request[0] or self._spec.entry
+            logger.error("request %s to %s failed:\n%s", request[2] or "-", name, _trace(outcome.error))
         return error
 
     def _send(self, replies: Sequence[list[Any] | AdapterError]) -> None:
@@ -229,11 +232,23 @@ def main(arguments: Sequence[str]) -> None:
         spec = EntrySpec.read(folder)
         runnable, methods = load(folder, spec)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to user code
-        expected = isinstance(error, AdapterError)
-        channel.send({"error": str(error) if expected else traceback.format_exc()})
+        text = str(error) if isinstance(error, AdapterError) else _trace(error)
+        if isinstance(error, FileNotFoundError) and not os.path.isabs(str(error.filename)):
+            text += f"\n{_HINT}"
+        channel.send({"error": text})
         return
     channel.send({"ready": True})
     Worker(runnable, methods, spec, channel).serve()
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback of user code: the frames of adapter around it say nothing of the cause."""
+    whole = traceback.TracebackException.from_exception(error)
+    archive = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    own = [frame for frame in whole.stack if not frame.filename.startswith(archive)]
+    if own:
+        whole.stack = traceback.StackSummary.from_list(own)
+    return "".join(whole.format()).rstrip()
 
 
 def _end_with(sock: socket.socket) -> None:

@@ -238,6 +238,30 @@ def test_model_that_cannot_load_is_reported_with_its_traceback(run_adapter: Run,
     assert "broken.py" in done.stderr
 
 
+def test_file_that_does_not_travel_is_told_how_it_would(run_adapter: Run, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a b")
+    (tmp_path / "broken.py").write_text(
+        "import adapter\n"
+        "class R(adapter.Runnable):\n"
+        "    def __init__(self): self.labels = open('labels.txt').read()\n"
+        "    @adapter.Runnable.method\n"
+        "    def go(self): pass\n"
+        "svc = adapter.Service('s', runners=[adapter.Runner(R)])\n"
+    )
+    done = run_adapter("serve", "broken:svc", "--working-dir", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert "FileNotFoundError" in done.stderr
+    assert 'runnable_init_params={"labels": "./labels.txt"}' in done.stderr
+
+
+def test_options_come_from_the_environment_and_a_repository_is_kept(serve: Serve, tmp_path: Path) -> None:
+    env = {"ADAPTER_API_WORKERS": "1", "ADAPTER_REPOSITORY": str(tmp_path / "kept")}
+    served = serve("life:svc", working_dir=SERVICES, env=env)
+    assert len(served.children("adapter.server.front")) == 1
+    assert served.stop() == 0
+    assert (tmp_path / "kept" / "life.fragile" / "1" / "runnable.pkl").exists()
+
+
 def test_startup_hook_that_raises_ends_serve(run_adapter: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
         "import adapter\n"
