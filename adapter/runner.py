@@ -91,6 +91,8 @@ class RunnerMethod:
         """Call the method and wait for its result; for plain functions, whose threads may wait."""
         return self._runner.transport.run(self.config, args, kwargs)
 
+    __call__ = run
+
     async def async_run(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method from an `async def` function."""
         return await self._runner.transport.async_run(self.config, args, kwargs)
@@ -148,7 +150,7 @@ class Runner:
                 f"{runnable_class.__name__} serves no method: mark at least one with @adapter.Runnable.method."
             )
         for method in methods:
-            if method not in ("run", "async_run", "__call__") and hasattr(Runner, method):
+            if method not in ("run", "__call__") and hasattr(Runner, method):
                 raise InvalidArgument(
                     f"{runnable_class.__name__} serves a method {method!r}, but every runner has a {method!r} of its "
                     "own: give the method another name."
@@ -224,9 +226,12 @@ class Runner:
     # ---- calling --------------------------------------------------------------------------------------------------
 
     @property
-    def run(self) -> Callable[..., Any]:
-        """Call the runner's only method, or the one called `__call__`, and wait for its result."""
-        return self._only("run").run
+    def run(self) -> RunnerMethod:
+        """Call the runner's only method, or the one called `__call__`, and wait for its result.
+
+        Where a method is itself called `run` this is that method: `runner.run(x)` and `runner.run.run(x)` are the same.
+        """
+        return self._methods["run"] if "run" in self._methods else self._only("run")
 
     @property
     def async_run(self) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -38,7 +38,7 @@ def engine_of(installation: Installation) -> Iterator[Callable[[Path, Sequence[s
     with contextlib.ExitStack() as stack:
 
         def start(repository: Path, entries: Sequence[str]) -> Engine:
-            engine = Engine.start(installation, repository, entries, env=os.environ)
+            engine = Engine(installation, repository, entries, env=os.environ)
             stack.callback(engine.stop)
             engine.wait_ready()
             return engine

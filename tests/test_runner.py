@@ -478,3 +478,20 @@ def test_user_code_that_calls_runners_is_accepted_by_mypy(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert 'Revealed type is "int"' in done.stdout.replace("builtins.int", "int")
+
+
+class RunIsItsName(Runnable):
+    @Runnable.method
+    def run(self, x: int) -> int:
+        return x + 1
+
+    @Runnable.method
+    def other(self, x: int) -> int:
+        return x
+
+
+def test_method_called_run_is_called_both_ways() -> None:
+    runner = Runner(RunIsItsName)
+    runner.init_local(quiet=True)
+    assert (runner.run(1), runner.run.run(1), runner.other.run(1)) == (2, 2, 1)
+    runner.destroy()

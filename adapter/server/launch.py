@@ -172,7 +172,7 @@ async def _awaited(value: Any) -> Any:
 def _start_engine(
     stack: contextlib.ExitStack, installation: Installation, repository: Path, entries: list[str]
 ) -> Engine:
-    engine = Engine.start(installation, repository, entries, env=os.environ)
+    engine = Engine(installation, repository, entries, env=os.environ)
     stack.callback(engine.stop)
     engine.wait_ready(_ENGINE_START_S)
     logger.info("Triton %s serves %s", installation.version or "", ", ".join(entries))

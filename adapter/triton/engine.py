@@ -128,6 +128,11 @@ class Engine:
         exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
         ports: Ports | None = None,
     ) -> None:
+        """Start tritonserver on a model repository; it loads `entries` and no others. `wait_ready` comes next.
+
+        `exit_timeout_s` bounds how long Triton finishes requests when it is stopped. Raises EngineError where the
+        repository is no folder, or the installation cannot run this Python.
+        """
         if not repository.is_dir():
             raise EngineError(f"The model repository {repository} is not a folder: `adapter export` writes one.")
         self.installation = installation
@@ -140,24 +145,6 @@ class Engine:
         self._regions: set[str] = set()
         self._stopped = False
         self._spawn(ports or Ports.free())
-
-    @classmethod
-    def start(
-        cls,
-        installation: Installation,
-        repository: Path,
-        entries: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
-        ports: Ports | None = None,
-    ) -> Engine:
-        """Start tritonserver on a model repository; it loads `entries` and no others. `wait_ready` comes next.
-
-        `exit_timeout_s` bounds how long Triton finishes requests when it is stopped. Raises EngineError where the
-        repository is no folder, or the installation cannot run this Python.
-        """
-        return cls(installation, repository, entries, env=env, exit_timeout_s=exit_timeout_s, ports=ports)
 
     def __enter__(self) -> Engine:
         return self

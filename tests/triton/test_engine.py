@@ -63,7 +63,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(installation: Installation, repository: Path) -> Iterator[Engine]:
-    with Engine.start(installation, repository, ["good", "second"], env=os.environ) as made:
+    with Engine(installation, repository, ["good", "second"], env=os.environ) as made:
         made.wait_ready(60)
         yield made
 
@@ -120,14 +120,14 @@ def test_command_when_installation_is_a_containers(tmp_path: Path) -> None:
 
 def test_start_when_repository_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="gone is not a folder"):
-        Engine.start(Installation(Path("/bin/true"), "PATH"), tmp_path / "gone", [], env=os.environ)
+        Engine(Installation(Path("/bin/true"), "PATH"), tmp_path / "gone", [], env=os.environ)
 
 
 def test_wait_ready_when_program_ends(tmp_path: Path) -> None:
     program = tmp_path / "tritonserver"
     program.write_text('#!/bin/sh\necho "no such library"\nexit 127\n')
     program.chmod(0o755)
-    with Engine.start(Installation(program, "PATH"), tmp_path, [], env=os.environ) as made:
+    with Engine(Installation(program, "PATH"), tmp_path, [], env=os.environ) as made:
         with pytest.raises(EngineError, match=r"ended with status 127 at its start\. It said last:\n  no such library"):
             made.wait_ready(20)
         assert made.poll() == 127
@@ -137,7 +137,7 @@ def test_wait_ready_when_program_never_is(tmp_path: Path) -> None:
     program = tmp_path / "tritonserver"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
-    with Engine.start(Installation(program, "PATH"), tmp_path, [], env=os.environ) as made:
+    with Engine(Installation(program, "PATH"), tmp_path, [], env=os.environ) as made:
         with pytest.raises(EngineError, match=r"not ready within 0\.3 seconds, and said nothing"):
             made.wait_ready(0.3)
         pid = made.pid
@@ -156,7 +156,7 @@ def test_engine_when_ready(engine: Engine, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_log_when_starting(installation: Installation, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG), Engine.start(installation, repository, ["good"], env=os.environ) as made:
+    with caplog.at_level(logging.DEBUG), Engine(installation, repository, ["good"], env=os.environ) as made:
         made.wait_ready(60)
     said = [(r.name, r.levelno, r.getMessage()) for r in caplog.records if r.levelno > logging.DEBUG]
     ours = [record for record in said if record[0].startswith("adapter.")]
@@ -183,7 +183,7 @@ assert numpy.__file__.startswith({str(elsewhere)!r})
 sys.path += {sys.path!r}
 from adapter.triton.engine import Engine
 from adapter.triton.installation import ensure
-with Engine.start(ensure(os.environ), pathlib.Path({str(repository)!r}), ["good"], env=os.environ) as engine:
+with Engine(ensure(os.environ), pathlib.Path({str(repository)!r}), ["good"], env=os.environ) as engine:
     engine.wait_ready(60)
 """
     env = {
@@ -225,7 +225,7 @@ def test_calls_when_open(engine: Engine) -> None:
 def test_wait_ready_when_models_cannot_be_loaded(installation: Installation, repository: Path) -> None:
     entries = ["good", "bad", "absent", "unreadable"]
     with (
-        Engine.start(installation, repository, entries, env=os.environ) as made,
+        Engine(installation, repository, entries, env=os.environ) as made,
         pytest.raises(EngineError) as raised,
     ):
         made.wait_ready(60)
@@ -238,7 +238,7 @@ def test_wait_ready_when_models_cannot_be_loaded(installation: Installation, rep
 
 
 def test_stop_when_running(installation: Installation, repository: Path) -> None:
-    made = Engine.start(installation, repository, ["good"], env=os.environ)
+    made = Engine(installation, repository, ["good"], env=os.environ)
     made.wait_ready(60)
     regions = mapped_regions(made.pid)
     assert len(regions) == 1
@@ -250,7 +250,7 @@ def test_stop_when_running(installation: Installation, repository: Path) -> None
 
 @pytest.mark.parametrize("killed", ["tritonserver", "stub", "both"])
 def test_stop_when_something_was_killed(installation: Installation, repository: Path, killed: str) -> None:
-    made = Engine.start(installation, repository, ["good", "second"], env=os.environ)
+    made = Engine(installation, repository, ["good", "second"], env=os.environ)
     made.wait_ready(60)
     pid, regions = made.pid, mapped_regions(made.pid)
     if killed != "tritonserver":
@@ -270,7 +270,7 @@ def test_engine_when_its_parent_is_killed(installation: Installation, repository
 import os, pathlib, time
 from adapter.triton.engine import Engine
 from adapter.triton.installation import ensure
-engine = Engine.start(ensure(os.environ), pathlib.Path({str(repository)!r}), ["good", "second"], env=os.environ)
+engine = Engine(ensure(os.environ), pathlib.Path({str(repository)!r}), ["good", "second"], env=os.environ)
 engine.wait_ready(60)
 print(engine.pid, flush=True)
 time.sleep(600)
@@ -293,7 +293,7 @@ def test_wait_ready_when_a_port_is_taken(installation: Installation, repository:
         other.listen()
         port, free = other.getsockname()[1], Ports.free()
         ports = Ports(port, free.metrics) if taken == "grpc" else Ports(free.grpc, port)
-        with Engine.start(installation, repository, ["good"], env=os.environ, ports=ports) as made:
+        with Engine(installation, repository, ["good"], env=os.environ, ports=ports) as made:
             made.wait_ready(60)
             assert made.ports != ports
             assert _call(made, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
