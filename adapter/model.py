@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -147,8 +148,8 @@ class BatchingConfig:
             raise InvalidArgument(f"max_batch_size is a whole number from 1 on, not {self.max_batch_size!r}.")
         if isinstance(self.max_latency_ms, bool) or not isinstance(self.max_latency_ms, (int, float)):
             raise InvalidArgument(f"max_latency_ms is a number of milliseconds, not {self.max_latency_ms!r}.")
-        if not self.max_latency_ms > 0:
-            raise InvalidArgument(f"max_latency_ms is above 0, not {self.max_latency_ms!r}.")
+        if not 0 < self.max_latency_ms < math.inf:
+            raise InvalidArgument(f"max_latency_ms is a finite number above 0, not {self.max_latency_ms!r}.")
 
 
 @dataclass(frozen=True)

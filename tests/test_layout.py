@@ -34,7 +34,7 @@ TRAVELLING = {"triton.backend", "triton.worker", "triton.channel", "triton.spec"
 # third party -> where it may be imported
 ROOMS = {
     "numpy": ("",),
-    "cloudpickle": ("model", "models", "frameworks", "triton.export", "triton.capture"),
+    "cloudpickle": ("model", "models", "frameworks", "triton.export", "triton.pickler"),
     "yaml": ("store", "cli"),
     "starlette": ("context", "io", "services", "server"),
     "pandas": ("payload", "method", "frameworks", "io"),

@@ -28,9 +28,10 @@ from adapter.runnable import supports_gpu, supports_threads
 from adapter.runner import RunnerSpec
 from adapter.services import Service
 from adapter.triton import spec as spec_file
-from adapter.triton.capture import capture, file_digest, requirements_of
+from adapter.triton.capture import capture, file_digest
 from adapter.triton.config import Entry, Placement, method_record, model_config, to_text
 from adapter.triton.manifest import FILE, Manifest
+from adapter.triton.sources import requirements_of
 from adapter.triton.spec import EntrySpec
 
 _LOCK = ".adapter.lock"

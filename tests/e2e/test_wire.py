@@ -122,6 +122,11 @@ CALLS: list[tuple[str, Call, Any]] = [
     ("typed with a keyword", lambda r: r["typed"].norm.run(ROWS, power=1)[0], np.array([3, 12, 21, 30], np.float32)),
     ("typed over the limit", lambda r: r["typed"].norm.run(np.ones((11, 3)))[0], np.full(11, 3, np.float32)),
     ("typed integers", lambda r: r["typed"].norm.run(np.ones((1, 3), int))[0], np.array([3], np.float32)),
+    (
+        "typed frame",
+        lambda r: r["typed"].norm.run(pd.DataFrame(ROWS, columns=["a", "b", "c"]), power=1)[0],
+        np.array([3, 12, 21, 30], np.float32),
+    ),
     ("typed list", lambda r: r["typed"].norm.run([[1, 2, 2]])[0], np.array([9], np.float32)),
     ("typed axes 1 and 0", lambda r: r["sideways"].run(np.arange(20.0).reshape(2, 10)), np.arange(10.0, 30.0, 2)),
     ("typed 0-d", lambda r: r["single"].run(2.7), np.array(3, np.int32)),
