@@ -209,7 +209,8 @@ def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[An
 
 
 def _is_class(annotation: Any) -> TypeGuard[type]:
-    return isinstance(annotation, type) and annotation is not Any  # typing.Any is a class from Python 3.11 on
+    # typing.Any is a class from Python 3.11 on; before, dict[str, int] says that it is one
+    return isinstance(annotation, type) and annotation is not Any and typing.get_origin(annotation) is None
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -276,7 +276,19 @@ def own_source(name: str) -> Path | None:
 
 def requirements_of(modules: set[str]) -> Iterator[str]:
     """The installed distributions of top-level modules, as lines of a requirements file."""
-    providers = importlib.metadata.packages_distributions()
-    for module in modules:
-        for distribution in providers.get(module, ())[:1]:
-            yield f"{distribution}=={importlib.metadata.version(distribution)}"
+    distributions = _distributions()
+    for module in modules & set(distributions):
+        yield f"{distributions[module]}=={importlib.metadata.version(distributions[module])}"
+
+
+@cache
+def _distributions() -> dict[str, str]:
+    """Top-level modules and the distribution that brings each; Python 3.10's own answer knows but a part of them."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.name  # parsed anew each time
+        for line in (distribution.read_text("RECORD") or "").splitlines():
+            top, _, rest = line.partition(",")[0].partition("/")
+            if rest or top.endswith((".py", ".so")):
+                found[top.partition(".")[0]] = name
+    return found
