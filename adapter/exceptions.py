@@ -3,8 +3,8 @@
 AdapterError                      500
 ├── InvalidArgument               400   a caller sent something that cannot be used
 │   ├── BadInput                  400   the body of a request cannot be read as what its API expects
-│   ├── UnsupportedMediaType      415   the body of a request has a content type that its API does not read
-│   └── PayloadTypeError          400   a value has a type that cannot cross to a runner (also a TypeError)
+│   └── UnsupportedMediaType      415   the body of a request has a content type that its API does not read
+├── PayloadTypeError              500   a value has a type that cannot cross to a runner (also a TypeError)
 ├── NotFound                      404   no such model, API or entry
 ├── AlreadyExists                 409   the name is taken
 ├── UnprocessableEntity           422
@@ -25,6 +25,8 @@ A class of your own with another `error_code` reaches the HTTP client with that 
 from __future__ import annotations
 
 from http import HTTPStatus
+
+_MAX_MESSAGE = 2000
 
 
 class AdapterError(Exception):
@@ -49,7 +51,7 @@ class UnsupportedMediaType(InvalidArgument):
     error_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
-class PayloadTypeError(InvalidArgument, TypeError):
+class PayloadTypeError(AdapterError, TypeError):
     pass
 
 
@@ -114,5 +116,24 @@ class EngineError(AdapterError):
 
 def sentence(error: BaseException) -> str:
     """One line that names an error a person did not expect: its type and its message."""
-    text = " ".join(str(error).split())
+    text = " ".join(message_of(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def message_of(error: BaseException) -> str:
+    """The message of any error, even one of a class that cannot tell it, as text that every protocol takes.
+
+    It has at most 2,000 characters: gRPC carries it in a header.
+    """
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # a class of the user's own
+        return ""
+    text = text.encode("utf-8", "replace").decode().replace("\0", "")
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+
+
+def status_of(error: AdapterError) -> int:
+    """The HTTP status of an error; 500 where a class has an `error_code` that is no status of an error."""
+    code = error.error_code
+    return int(code) if isinstance(code, int) and 400 <= code < 600 else 500

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter.exceptions import AdapterError, InvalidArgument, RemoteException
+from adapter.exceptions import AdapterError, InvalidArgument, RemoteException, sentence
 from adapter.method import Call, described
 from adapter.runnable import Runnable
 from adapter.tensor import concat, split
@@ -62,7 +62,7 @@ class Invoker:
             result = self._invoke(joined)
             axis = joined.method.signature.batch_dim[1]
             return [Outcome(piece) for piece in split_value(result, sizes, axis, joined.method.name)]
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to user code
+        except BaseException as error:  # noqa: BLE001  # the edge to user code, which may raise SystemExit and its like
             if len(calls) == 1 or not self._retry:
                 return [Outcome(error=error)] * len(calls)
             return [self._batch([call])[0] for call in calls]
@@ -258,5 +258,4 @@ def error_of(outcome: Outcome) -> AdapterError | None:
     """The error of a call as its caller sees it: adapter's own as they are, any other as RemoteException."""
     if outcome.error is None or isinstance(outcome.error, AdapterError):
         return outcome.error
-    text = " ".join(str(outcome.error).split())
-    return RemoteException(f"{type(outcome.error).__name__}: {text}")
+    return RemoteException(sentence(outcome.error))

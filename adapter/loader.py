@@ -64,11 +64,12 @@ def _module_name(place: str, target: str) -> str:
     path = Path(place).resolve()
     if not path.is_file():
         raise ImportServiceError(f"There is no file {place!r} in {os.getcwd()!r} ({target!r}).")
-    try:
-        return ".".join(path.relative_to(Path.cwd()).with_suffix("").parts)
-    except ValueError:
-        sys.path.insert(0, str(path.parent))
-        return path.stem
+    root, parts = path.parent, [path.stem]
+    while (root / "__init__.py").is_file():  # a module of a package, which may import its siblings relatively
+        root, parts = root.parent, [root.name, *parts]
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return ".".join(parts)
 
 
 def _where(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from adapter import payload
-from adapter.exceptions import InvalidArgument, PayloadTypeError, RemoteException
+from adapter.exceptions import InvalidArgument, PayloadTypeError, RemoteException, sentence
 from adapter.model import BatchingConfig, Parameter, Signature
 from adapter.runnable import Runnable, signatures
 from adapter.tensor import Array, TensorSpec, to_front
@@ -194,6 +194,13 @@ class MethodSpec:
             tuple(made(value, name) for value, name in zip(args, names, strict=False)),
             {name: made(value, named.get(name, more)) for name, value in kwargs.items()},
         )
+
+    def encode_result(self, value: Any) -> list[payload.Buffer]:
+        """What a method returned as a blob, in parts; RemoteException where it cannot be sent."""
+        try:
+            return payload.encode_parts(value)
+        except Exception as error:  # a value of the user's own may raise anything when it is looked into
+            raise RemoteException(f"{self.name}() returned what cannot be sent. {sentence(error)}") from error
 
     def rebuild_result(self, value: Any) -> Any:
         return payload.rebuild(value, self.hints.get("return", Any))

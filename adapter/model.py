@@ -237,10 +237,6 @@ class Model:
         return self._folder
 
     @property
-    def has_files(self) -> bool:
-        return self._folder is not None
-
-    @property
     def path(self) -> str:
         """The folder with the model's files, as a string."""
         return str(self.folder)

@@ -149,12 +149,6 @@ class Runner:
             raise InvalidArgument(
                 f"{runnable_class.__name__} serves no method: mark at least one with @adapter.Runnable.method."
             )
-        for method in methods:
-            if method not in ("run", "__call__") and hasattr(Runner, method):
-                raise InvalidArgument(
-                    f"{runnable_class.__name__} serves a method {method!r}, but every runner has a {method!r} of its "
-                    "own: give the method another name."
-                )
         for method in configs:
             if method not in methods:
                 raise InvalidArgument(
@@ -174,6 +168,25 @@ class Runner:
         )
         self._methods = {method: RunnerMethod(self, spec) for method, spec in methods.items()}
         self._transport: Transport | None = None
+        for method in methods:
+            if method not in ("run", "__call__") and (method in vars(self) or hasattr(Runner, method)):
+                raise InvalidArgument(
+                    f"{runnable_class.__name__} serves a method {method!r}, but every runner has a {method!r} of its "
+                    "own: give the method another name."
+                )
+        options = {
+            "strategy": strategy,
+            "scheduling_strategy": scheduling_strategy,
+            "custom_resources": custom_resources,
+        }
+        unused = [option for option, value in options.items() if value]
+        if unused:
+            logger.warning(
+                "%s of the runner %r %s no effect yet: `cpu` and `nvidia_gpu` alone say where it runs.",
+                " and ".join(f"`{option}`" for option in unused),
+                self.name,
+                "is noted but has" if len(unused) == 1 else "are noted but have",
+            )
 
     @property
     def name(self) -> str:
@@ -309,7 +322,7 @@ class LocalTransport:
         method.check(args, kwargs)
         sent_args, sent_kwargs = payload.decode(payload.encode((tuple(args), dict(kwargs))))
         result = self._invoker.run([method.rebuild(sent_args, sent_kwargs)])[0].unwrap()
-        return method.rebuild_result(payload.decode(payload.encode(result)))
+        return method.rebuild_result(payload.decode(b"".join(method.encode_result(result))))
 
     def close(self) -> None:
         self._thread.submit(self._invoker.close).result()

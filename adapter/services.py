@@ -46,6 +46,7 @@ class API:
 class Service:
     """A service: `svc = adapter.Service("iris", runners=[runner])`, then `@svc.api(input=…, output=…)`.
 
+    Underscores around the name are left out, so that `Service(__name__)` has one under `python service.py` as well.
     Two saved models of one name get runners called `<name>_<version>`. To call a service without serving it, run
     `for runner in svc.runners: runner.init_local()` and then `svc.apis["classify"].func(x)`. Source: seed 001.
     """
@@ -53,7 +54,9 @@ class Service:
     def __init__(
         self, name: str, *, runners: Iterable[Runner] | None = None, models: Iterable[Model] | None = None
     ) -> None:
-        self.name = valid_name(name, "service name")
+        # `Service(__name__)` is `__main__` under `python service.py`
+        stripped = name.strip("_") if isinstance(name, str) else name
+        self.name = valid_name(stripped or name, "service name")
         self.runners = _runners(runners)
         self.models = tuple(models or ())
         for model in self.models:
@@ -184,6 +187,12 @@ def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[An
         for p in inspect.signature(function).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            raise InvalidArgument(
+                f"The API function {name}() takes {parameter.name!r} by keyword only, but the body of the request and "
+                "the Context come by position: leave out the `*` before it."
+            )
     if not parameters:
         raise InvalidArgument(f"The API function {name}() takes no argument: its first one is the body of the request.")
     if len(parameters) > 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,17 +99,21 @@ class TensorSpec:
     def cast(self, value: Any) -> Array:
         """Return `value` as an array of this data type and shape, or raise InvalidArgument that says what differs.
 
-        Data types are cast within their kind or to a wider one (int64 to float32), never float to int.
+        Data types are cast where each value stays what it is, but for rounding: see `cast`.
         """
         try:
             array = np.asarray(value)
         except ValueError as error:
             raise InvalidArgument(f"{self._subject} is ragged: {error}") from error
         wanted = np.dtype(self.dtype)
-        if array.dtype != wanted:
-            if array.size and not np.can_cast(array.dtype, wanted, casting="same_kind"):
-                raise InvalidArgument(f"{self._subject} takes an array of {self.dtype}, but one of {array.dtype} came.")
-            array = array.astype(wanted)
+        fitting = cast(array, wanted)
+        if fitting is None:
+            # numpy makes texts of all values where one is a text
+            values = np.asarray(value, dtype=object) if array.dtype.kind == "U" else array
+            raise InvalidArgument(
+                f"{self._subject} takes an array of {self.dtype}, which {_first_misfit(values, wanted)} does not fit."
+            )
+        array = fitting
         if len(array.shape) != len(self.shape) or any(
             w not in (-1, n) for w, n in zip(self.shape, array.shape, strict=True)
         ):
@@ -127,6 +132,59 @@ class TensorSpec:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> TensorSpec:
         return cls(record["dtype"], tuple(record["shape"]), record["name"])
+
+
+def cast(array: Array, wanted: np.dtype[Any]) -> Array | None:
+    """The array in another data type where each value stays what it is, but for rounding; None where one would not.
+
+    By value and not by data type, since Python and JSON have neither unsigned nor small numbers, and JSON writes 1.0 as
+    1. Rounding is what a float cannot hold exactly, never an overflow to infinity. A text is no number.
+    """
+    if array.dtype == wanted:
+        return array
+    if array.size == 0 or np.can_cast(array.dtype, wanted, casting="safe"):
+        return array.astype(wanted)
+    have, want = array.dtype.kind, wanted.kind
+    if have in "iuf" and want in "fc":
+        return _astype(array, wanted)
+    if have in "iuf" and want in "iu":
+        limits = np.iinfo(wanted)
+        fits = limits.min <= array.min().item() and array.max().item() <= limits.max
+        return array.astype(wanted) if fits and (have != "f" or (array == np.trunc(array)).all()) else None
+    if have in "iufc" and want == "b":
+        return array.astype(wanted) if ((array == 0) | (array == 1)).all() else None
+    if have == "O":
+        inferred = infer(array)
+        return None if inferred.dtype == object else cast(inferred, wanted)
+    if have == "U":
+        return None  # numpy would cut a text that is too long
+    return _astype(array, wanted) if np.can_cast(array.dtype, wanted, casting="same_kind") else None
+
+
+def infer(array: Array) -> Array:
+    """An array of objects in the data type that its values have, as it is where they have no common one."""
+    try:
+        return np.array(array.tolist())
+    except ValueError:
+        return array
+
+
+def _astype(array: Array, wanted: np.dtype[Any]) -> Array | None:
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(wanted)
+    except (ValueError, OverflowError, FloatingPointError):
+        return None
+
+
+def _first_misfit(array: Array, wanted: np.dtype[Any]) -> str:
+    """The first value that `cast` refuses, found by halving, so that it costs no more than a few casts."""
+    rest = array.ravel()
+    while rest.size > 1:
+        half = rest[: rest.size // 2]
+        rest = half if cast(half, wanted) is None else rest[half.size :]
+    # numpy's own times print as dates, and as a bare count from tolist
+    return str(rest[0]) if array.dtype.kind in "Mm" else reprlib.repr(rest.tolist()[0])
 
 
 def to_front(array: Array, axis: int) -> Array:

@@ -52,6 +52,13 @@ def test_service_is_found_in_a_package_or_a_plain_folder(folder: Path, target: s
     write(folder, "from __future__ import annotations\nimport adapter\nsvc = adapter.Service('s')", f"{name}.deep")
     if package:
         (folder / name / "__init__.py").touch()
+    elif ".py" in target:  # a file of a plain folder finds its siblings there
+        (folder / name / "deep.py").rename(folder / name / f"{name}_deep.py")
+        (folder / name / f"{name}_sibling.py").write_text("NAME = 's'\n")
+        with (folder / name / f"{name}_deep.py").open("a") as file:
+            file.write(f"\nimport {name}_sibling\n")
+        assert load_service(target.format(name).replace("deep", f"{name}_deep")).import_string == f"{name}_deep:svc"
+        return
     assert load_service(target.format(name)).import_string == f"{name}.deep:svc"
 
 

@@ -143,7 +143,6 @@ def test_model_when_its_files_are_here(tmp_path: Path) -> None:
 
 def test_model_when_only_its_record_is_here() -> None:
     model = Model(INFO, None)
-    assert not model.has_files
     for use in (lambda: model.path, lambda: model.path_of("x"), lambda: model.custom_objects, model.load_model):
         with pytest.raises(StateException, match="iris:v1 are not on this machine"):
             use()

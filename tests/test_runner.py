@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.exceptions import InvalidArgument, PayloadTypeError, StateException
+from adapter.exceptions import InvalidArgument, PayloadTypeError, RemoteException, StateException
 from adapter.model import BatchingConfig, Model, ModelInfo
 from adapter.runnable import Runnable
 from adapter.runner import LocalTransport, Resources, Runner
@@ -192,6 +192,31 @@ def test_strategy_is_taken_in_both_spellings(keyword: str) -> None:
     assert Runner(Worker, **{keyword: strategy}).spec.strategy is strategy
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "x"}, "`strategy` of the runner 'worker' is noted but has no effect yet: "),
+        (
+            {"scheduling_strategy": Single},
+            "`scheduling_strategy` of the runner 'worker' is noted but has no effect yet: ",
+        ),
+        (
+            {"strategy": "x", "custom_resources": {"tpu": 1}},
+            "`strategy` and `custom_resources` of the runner 'worker' are noted but have no effect yet: ",
+        ),
+    ],
+)
+def test_option_without_effect_is_told_once(options: Any, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    Runner(Worker, **options)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].startswith(message)
+
+
+def test_option_without_a_value_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    Runner(Worker, strategy=None, scheduling_strategy=None, custom_resources={}, cpu=1)
+    assert not caplog.records
+
+
 def test_models_are_kept() -> None:
     runner = Runner(Worker, models=[MODEL])
     assert runner.models == (MODEL,)
@@ -238,7 +263,7 @@ def test_generator_method_is_refused_when_the_runner_is_made() -> None:
         Runner(Streaming)
 
 
-@pytest.mark.parametrize("name", ["name", "model", "destroy", "transport"])
+@pytest.mark.parametrize("name", ["name", "model", "destroy", "transport", "spec", "_methods", "_transport"])
 def test_method_that_a_runner_would_hide_is_refused(name: str) -> None:
     class Hiding(Single):
         pass
@@ -406,7 +431,7 @@ def test_error_of_user_code_arrives_as_it_was_raised(runner: Runner) -> None:
         ("typed", ("text",), InvalidArgument, "'x'"),
         ("mirror", ({"z": 1},), InvalidArgument, "Point"),
         ("change", ({1, 2},), PayloadTypeError, "builtins.set"),
-        ("unsendable", (1,), PayloadTypeError, "builtins.set"),
+        ("unsendable", (1,), RemoteException, "builtins.set"),
     ],
 )
 def test_call_that_cannot_be_made_is_refused_as_in_triton(

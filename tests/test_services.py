@@ -43,15 +43,23 @@ def runner_of(saved: Model, name: str = "") -> Runner:
 # ---- services -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "expected"), [("iris", "iris"), ("Iris_2.x", "iris_2.x"), ("service", "service")])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("iris", "iris"), ("Iris_2.x", "iris_2.x"), ("service", "service"), ("__main__", "main"), ("_private", "private")],
+)
 def test_service_has_its_name_in_lower_case(name: str, expected: str) -> None:
     assert Service(name).name == expected
 
 
-@pytest.mark.parametrize("name", ["", "a b", "-a", "__main__", "a/b", "x" * 64, None])
+@pytest.mark.parametrize("name", ["", "a b", "-a", "__a b__", "a/b", "x" * 64, None, 5])
 def test_service_name_that_cannot_be_used_is_refused(name: Any) -> None:
     with pytest.raises(InvalidArgument, match="service name"):
         Service(name)
+
+
+def test_service_name_of_underscores_is_refused_as_it_was_given() -> None:
+    with pytest.raises(InvalidArgument, match="'__' cannot be a service name"):
+        Service("__")
 
 
 @pytest.mark.parametrize(
@@ -216,10 +224,6 @@ def annotated(x: np.ndarray[Any, Any], ctx: Context) -> Any:
     return x
 
 
-def keyword(x: Any, *, context: Context) -> Any:
-    return x
-
-
 def subclass(x: Any, ctx: MyContext) -> Any:
     return x
 
@@ -241,7 +245,6 @@ def alone(x: Any, *more: Any, **named: Any) -> Any:
     [
         (bare, "anything"),
         (annotated, "ctx"),
-        (keyword, "context"),
         (anything, "anything"),
         (subclass, "ctx"),
         (unreadable, "ctx"),
@@ -272,9 +275,24 @@ def wrong_model(x: Point) -> Any: ...
 def no_context(x: Any, y: int) -> Any: ...
 
 
+def keyword(x: Any, *, ctx: Context) -> Any: ...
+
+
+def keyword_body(*, x: Any) -> Any: ...
+
+
+def keyword_option(x: Any, ctx: Context, *, fast: bool = True) -> Any: ...
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (
+            keyword,
+            r"keyword\(\) takes 'ctx' by keyword only, but the body .* by position: leave out the `\*` before it",
+        ),
+        (keyword_body, r"keyword_body\(\) takes 'x' by keyword only"),
+        (keyword_option, r"keyword_option\(\) takes 'fast' by keyword only"),
         (nothing, r"nothing\(\) takes no argument: its first one is the body of the request"),
         (stars, r"stars\(\) takes no argument"),
         (three, r"three\(\) takes 3 arguments: there are the body of the request and, if wanted, the Context"),

@@ -43,6 +43,8 @@ def serve(
     repository: Path | None,
 ) -> None:
     """Serve SERVICE ("module:attribute", "file.py:attribute" or a module with one service) over HTTP."""
+    if manifest is not None and triton is None:
+        raise click.UsageError("--manifest goes with --triton: without it, the service is exported here.")
     logs.set_up("cli")
     options = ServeOptions(
         target=service,

@@ -92,7 +92,8 @@ class Framework:
 
         `signatures` maps the methods that will be served to how they are called: `{"predict": {"batchable": True,
         "batch_dim": 0}}`, with `input_spec` and `output_spec` where you know better than what is found out here, for
-        which `sample`, a few rows of the input, helps. `labels` are text, `metadata` plain values;
+        which `sample`, a few rows of the input, helps. Where none are given, the framework's usual method is served;
+        `{}` saves a model that is loaded but not served. `labels` are text, `metadata` plain values;
         `custom_objects` are pickled beside the model and come back as `model.custom_objects`; classes of
         `external_modules` are pickled by value. `partial_kwargs={"predict": {…}}` are keyword arguments for each call.
 
@@ -102,7 +103,7 @@ class Framework:
         self._refuse_unknown("save_model", options, self.options)
         with self._library(f"the model {name}"):
             self.check(model)
-            complete = self._signatures(model, signatures or self.default_signatures, sample)
+            complete = self._signatures(model, signatures, sample)
             with models.create(
                 name,
                 module=self.module,
@@ -172,20 +173,31 @@ class Framework:
         return Runner(self.get_runnable(found), name=name or found.tag.name, model=found, **options)
 
     def _signatures(
-        self, model: Any, given: Mapping[str, Signature | Mapping[str, Any]], sample: Any
+        self, model: Any, given: Mapping[str, Signature | Mapping[str, Any]] | None, sample: Any
     ) -> dict[str, Signature]:
-        """The signatures with all that is known of the model's methods."""
+        """The signatures with all that is known of the model's methods, the framework's own where none are given."""
+        if given is None:
+            given = self.default_signatures
+            for method in given:
+                if _method(model, method) is None:
+                    instead = "save a function or another callable, " if method == "__call__" else ""
+                    raise InvalidArgument(
+                        f"This {type(model).__name__} has no {method!r}, which is served where no method is named: "
+                        f"name another with signatures={{'<method>': {{}}}} (it has {_public_methods(model)}), "
+                        f"{instead}or give signatures={{}} to save a model that is loaded but not served."
+                    )
+        if not isinstance(given, Mapping):
+            raise InvalidArgument(
+                f"signatures is a mapping such as {{'predict': {{'batchable': True}}}}, not {given!r}."
+            )
         return {method: self._signature(model, method, Signature.of(spec), sample) for method, spec in given.items()}
 
     def _signature(self, model: Any, method: str, given: Signature, sample: Any) -> Signature:
-        bound = model if method == "__call__" and callable(model) else getattr(model, method, None)
-        if not callable(bound) or (method.startswith("__") and method != "__call__"):
-            # asked of the class first: on the object a property could run anything
-            public = (n for n in dir(type(model)) if not n.startswith("_") and callable(getattr(type(model), n, None)))
-            known = [n for n in public if hasattr(model, n)]
+        bound = _method(model, method)
+        if bound is None:
             raise InvalidArgument(
                 f"The signatures name the method {method!r}, which this {type(model).__name__} does not have; "
-                f"it has {', '.join(known) or 'none'}."
+                f"it has {_public_methods(model)}."
             )
         parameters = given.parameters or Parameter.all_of(bound)
         inputs, outputs = _named(given.inputs, parameters) if given.inputs else None, given.outputs
@@ -226,6 +238,18 @@ class Framework:
                 f"{subject[:1].upper()}{subject[1:]} needs the module {error.name!r}, which cannot be imported here: "
                 f"install it, or save the model with `external_modules=[{missing}]`, which takes its code along."
             ) from error
+
+
+def _method(model: Any, name: str) -> Callable[..., Any] | None:
+    """A method of a model that can be served, None where it has none of that name."""
+    bound = model if name == "__call__" and callable(model) else getattr(model, name, None)
+    return bound if callable(bound) and (name == "__call__" or not name.startswith("__")) else None
+
+
+def _public_methods(model: Any) -> str:
+    # asked of the class first: on the object a property could run anything
+    public = (n for n in dir(type(model)) if not n.startswith("_") and callable(getattr(type(model), n, None)))
+    return ", ".join(n for n in public if hasattr(model, n)) or "none"
 
 
 def _named(specs: tuple[TensorSpec, ...], parameters: tuple[Parameter, ...] | None) -> tuple[TensorSpec, ...]:

@@ -20,7 +20,7 @@ from adapter.context import Context
 from adapter.exceptions import AdapterError, BadInput, InternalServerError, InvalidArgument, UnprocessableEntity
 from adapter.io.base import IODescriptor
 from adapter.io.json import JSON_TYPES, loads, plain, simpler
-from adapter.tensor import Array
+from adapter.tensor import Array, cast, infer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,9 +140,9 @@ class NumpyNdarray(IODescriptor[Array]):
     def _fit(self, array: Array, error: type[AdapterError], subject: str, end: str) -> Array:
         wanted = self.dtype
         if wanted is not None and array.dtype != wanted:
-            cast = _cast(array, wanted)
-            if cast is not None:
-                array = cast
+            fitting = _cast(array, wanted)
+            if fitting is not None:
+                array = fitting
             elif self.enforce_dtype:
                 raise error(f"{subject} is of data type {array.dtype} and does not fit {wanted} without loss{end}.")
         if self.shape is not None and not _shape_fits(array.shape, self.shape):
@@ -200,37 +200,16 @@ def _has_dtype(leaf: Any) -> bool:
 
 
 def _cast(array: Array, wanted: np.dtype[Any]) -> Array | None:
-    """The array in another data type where each value stays what it is, but for rounding; None where one would not.
-
-    By value and not by data type, since JSON has neither unsigned nor small numbers, and writes 1.0 as 1.
-    """
-    have, want = array.dtype.kind, wanted.kind
-    if have in "iuf" and want in "fc":  # first, since nearly every request takes this way
-        return _astype(array, wanted)
-    if array.size == 0 or np.can_cast(array.dtype, wanted, casting="safe"):
-        return array.astype(wanted)
-    if have == "O":
-        try:
-            inferred = np.array(array.tolist())
-        except ValueError:
-            return None
-        return None if inferred.dtype == object else _cast(inferred, wanted)
-    if have in "iuf" and want in "iu":
-        limits = np.iinfo(wanted)
-        fits = limits.min <= array.min().item() and array.max().item() <= limits.max
-        return array.astype(wanted) if fits and (have != "f" or (array == np.trunc(array)).all()) else None
-    if have in "iufc" and want == "b":
-        return array.astype(wanted) if ((array == 0) | (array == 1)).all() else None
-    if have == "U":
-        # not to texts, which numpy would cut, and not to truth values, since it takes any text for one
-        return _astype(array, wanted) if want in "iufcMm" else None
-    return _astype(array, wanted) if np.can_cast(array.dtype, wanted, casting="same_kind") else None
-
-
-def _astype(array: Array, wanted: np.dtype[Any]) -> Array | None:
+    """`tensor.cast`, and texts of numbers and times besides: JSON has no times, and people quote numbers."""
+    fitting = cast(array, wanted)
+    if fitting is not None or wanted.kind not in "iufcMm":  # not to truth values: numpy takes any text for one
+        return fitting
+    texts = infer(array) if array.dtype == object else array
+    if texts.dtype.kind != "U":
+        return None
     try:
         with np.errstate(over="raise"):
-            return array.astype(wanted)
+            return texts.astype(wanted)
     except (ValueError, OverflowError, FloatingPointError):
         return None
 

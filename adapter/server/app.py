@@ -22,7 +22,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.context import Context
-from adapter.exceptions import AdapterError, DeadlineExceeded, RemoteException, ServiceUnavailable, sentence
+from adapter.exceptions import (
+    AdapterError,
+    DeadlineExceeded,
+    RemoteException,
+    ServiceUnavailable,
+    message_of,
+    sentence,
+    status_of,
+)
 from adapter.runner import LocalTransport
 from adapter.server.openapi import document
 from adapter.services import API, Service
@@ -162,10 +170,13 @@ def _endpoint(
         request_id.set(identity)
         deadline.set(time.monotonic() + timeout_s)
         response: Response | None = None
-        with anyio.move_on_after(timeout_s):
+        with anyio.move_on_after(timeout_s) as scope:
             try:
                 response = await answer(request)
-            except Exception as error:  # noqa: BLE001  # the edge: whatever the user's function raises is answered
+            except asyncio.CancelledError:  # grpc raises one of its own, which the scope does not know for its
+                if not scope.cancel_called:
+                    raise
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge: whatever user code raises is answered
                 response = error_response(error, api.name, identity)
         if response is None:
             late = DeadlineExceeded(f"/{api.name} did not answer within {timeout_s:g} seconds.")
@@ -184,14 +195,15 @@ def _request_id(request: Request) -> str:
 def error_response(error: BaseException, api: str = "", identity: str = "") -> Response:
     """What a client sees of an error: adapter's own with status and message, any other as a fixed sentence and 500."""
     if isinstance(error, AdapterError) and not isinstance(error, RemoteException):
-        if error.error_code >= 500 and not isinstance(error, (ServiceUnavailable, DeadlineExceeded)):
+        status = status_of(error)
+        if status >= 500 and not isinstance(error, (ServiceUnavailable, DeadlineExceeded)):
             logger.error("request %s to /%s: %s", identity, api, sentence(error))
         headers = {}
         if isinstance(error, ServiceUnavailable):
-            headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-        return JSONResponse({"error": str(error)}, status_code=int(error.error_code), headers=headers)
+            headers["retry-after"] = str(max(1, math.ceil(getattr(error, "retry_after", 1.0))))
+        return JSONResponse({"error": message_of(error)}, status_code=status, headers=headers)
     if isinstance(error, RemoteException):
-        logger.error("request %s to /%s: the runner raised %s", identity, api, error)
+        logger.error("request %s to /%s: the runner raised %s", identity, api, message_of(error))
     else:
         logger.error("request %s to /%s failed", identity, api, exc_info=error)
     text = f"The code of this service failed on the request; its log says why, under the request id {identity}."
@@ -273,7 +285,7 @@ class _AccessLog:
                 *client,
                 scope["scheme"],
                 scope["method"],
-                scope["path"],
+                scope.get("raw_path", b"").decode("latin-1") or scope["path"],
                 _text(asked, b"content-type"),
                 _text(asked, b"content-length"),
                 status,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import inspect
 import logging
 import os
@@ -28,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from adapter import models
-from adapter.exceptions import ConfigException
+from adapter.exceptions import ConfigException, StateException, sentence
 from adapter.loader import load_service
 from adapter.server.app import DEFAULT_TIMEOUT_S
 from adapter.server.front import VARIABLE, FrontOptions
@@ -48,6 +49,8 @@ _GRACE_S = 5.0  # after the timeout of a request, for a front to end by itself
 _STEADY_S = 10.0  # a front that lived this long is replaced at once
 _LONGEST_PAUSE_S = 10.0
 _SO_ATTACH_FILTER = 26
+_TEMPORARY, _OWNER = "adapter-repository-", ".owner"
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
             )
 
         fronts = Fronts(options, listener, front)
-        stack.callback(fronts.stop)
+        stack.callback(fronts.stop, stop)
         return _run(options, service, fronts, engine, stop)
 
 
@@ -152,7 +155,7 @@ def _run(options: ServeOptions, service: Service, fronts: Fronts, engine: Engine
         if engine is not None and engine.poll() is not None and not stop.asked:
             logger.error("tritonserver ended by itself with exit code %s; this service ends, too.", engine.poll())
             return 1
-        if not stop.asked and not fronts.replace_dead():
+        if not stop.asked and not fronts.replace_dead(stop):
             return 1
     logger.info("Shutting down: requests that were accepted are answered first.")
     return 0
@@ -160,9 +163,14 @@ def _run(options: ServeOptions, service: Service, fronts: Fronts, engine: Engine
 
 def _deploy(service: Service) -> None:
     for hook in service.deployment_hooks:
-        result = hook()
-        if inspect.isawaitable(result):
-            asyncio.run(_awaited(result))
+        name = getattr(hook, "__name__", hook)
+        try:
+            result = hook()
+            if inspect.isawaitable(result):
+                asyncio.run(_awaited(result))
+        except (Exception, SystemExit) as error:  # the edge to user code
+            logger.error("The deployment hook %s failed.", name, exc_info=error)
+            raise StateException(f"The deployment hook {name} failed: {sentence(error)}.") from error
 
 
 async def _awaited(value: Any) -> Any:
@@ -190,11 +198,22 @@ def _repository(options: ServeOptions) -> Iterator[Path]:
     if options.repository is not None:
         yield options.repository.resolve()
         return
-    folder = Path(tempfile.mkdtemp(prefix="adapter-repository-"))
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     try:
-        yield folder
+        with (folder / _OWNER).open("w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove the temporary repositories of launchers that were killed: nobody holds their lock any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError), (folder / _OWNER).open("r+") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remote_manifest(options: ServeOptions) -> Path:
@@ -244,25 +263,24 @@ class _Stopped(BaseException):
 
 
 class _StopSignals:
-    """SIGTERM and SIGINT: an exception while the service starts, then a flag that can be waited for.
+    """SIGTERM, SIGINT and SIGHUP: an exception while the service starts, then a flag that can be waited for.
 
-    A second SIGINT ends the launcher at once.
+    After a second one, nobody waits for requests any more.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.hurry = False
         self.starting = True
         self._read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = self.asked, True
-        if self.starting and not again:
+        self.hurry, self.asked = self.asked, True
+        if self.starting and not self.hurry:
             raise _Stopped
-        if again and number == signal.SIGINT:
-            raise KeyboardInterrupt
 
     def wait(self, fds: list[int], timeout: float | None = None) -> None:
         """Sleep until a signal comes, one of the file descriptors is readable, or the time is over."""
@@ -303,7 +321,8 @@ class Fronts:
         return int(self._listener.getsockname()[1])
 
     def start(self) -> None:
-        self.processes = [self._spawn(index) for index in range(1, self._options.fronts + 1)]
+        for index in range(1, self._options.fronts + 1):
+            self.processes.append(self._spawn(index))
 
     def _spawn(self, index: int) -> _Front:
         ready, theirs = os.pipe()
@@ -334,7 +353,7 @@ class Fronts:
                 waiting.discard(fd)
         return True
 
-    def replace_dead(self) -> bool:
+    def replace_dead(self, stop: _StopSignals) -> bool:
         """Start anew what has died; False where one dies again and again before it takes a request."""
         for position, front in enumerate(self.processes):
             code = front.process.poll()
@@ -346,23 +365,25 @@ class Fronts:
                 logger.error("The front process %s keeps dying (exit code %s).", front.index, code)
                 return False
             logger.warning("The front process %s died (exit code %s); a new one starts.", front.index, code)
-            time.sleep(self._pause)
+            stop.wait([], self._pause)
+            if stop.asked:
+                return True
             self._pause = max(0.5, 2 * self._pause)
             self._forget(front)
             self.processes[position] = self._spawn(front.index)
         return True
 
-    def stop(self) -> None:
-        """Let every front finish what it has accepted, and end those that do not."""
+    def stop(self, stop: _StopSignals) -> None:
+        """Let every front finish what it has accepted, and end those that do not, or all where `stop` is in a hurry."""
         _refuse_connections(self._listener)
         for front in self.processes:
             front.process.terminate()
         until = time.monotonic() + self._options.timeout_s + _GRACE_S
         for front in self.processes:
-            try:
-                front.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                logger.warning("The front process %s did not end in time and is killed.", front.index)
+            while front.process.poll() is None and time.monotonic() < until and not stop.hurry:
+                stop.wait([front.fd], _POLL_S)
+            if front.process.poll() is None:
+                logger.warning("The front process %s is killed; its requests are not answered.", front.index)
                 front.process.kill()
                 front.process.wait()
             self._forget(front)

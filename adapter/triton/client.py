@@ -40,9 +40,12 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),  # else a dead server's back-off is inherited by a new one
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_metadata_size", 64 * 1024),  # the text of an error
     ("grpc.enable_http_proxy", 0),  # http_proxy is not meant for a Triton on this machine or in this cluster
 )
 _PROBE_S = 2.0
+_PIECES_IN_FLIGHT = 4  # of one long call, so that it leaves Triton to others as well
+_NOT_HEALTHY = "is not healthy"  # what Triton says of a python stub that died
 _OWN_ERROR = re.compile(r"\[(\d{3}) (\w+)\] (.*)", re.DOTALL)
 
 
@@ -54,6 +57,7 @@ class TritonClient:
         self.url = url
         self.loop = asyncio.get_running_loop()
         self._channel = grpc.aio.insecure_channel(url.removeprefix("grpc://"), options=_CHANNEL_OPTIONS)
+        self._dead: dict[str, str] = {}
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def infer(self, request: pb.ModelInferRequest, limit_s: float | None) -> pb.ModelInferResponse:
@@ -67,17 +71,26 @@ class TritonClient:
             raise DeadlineExceeded(f"No time is left to call {request.model_name}.")
         timeout = left if limit_s is None else min(left, limit_s)
         try:
-            return await self._stub.ModelInfer(request, timeout=None if timeout == math.inf else timeout)
+            response: pb.ModelInferResponse = await self._stub.ModelInfer(
+                request, timeout=None if timeout == math.inf else timeout
+            )
+            self._dead.pop(request.model_name, None)
+            return response
         except grpc.aio.AioRpcError as error:
+            if _NOT_HEALTHY in (error.details() or ""):
+                self._dead[request.model_name] = f"The process of Triton that serves {request.model_name} died."
             if limit_s is not None and limit_s < left and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServiceUnavailable(
-                    f"{request.model_name} is too busy to answer within its max_latency_ms of {limit_s * 1000:g}."
+                    f"{request.model_name} could not answer within its max_latency_ms of {limit_s * 1000:g}: it is too "
+                    "busy, or the limit is too low for one call."
                 ) from None
             raise translated(error, request.model_name) from None
 
     async def not_ready(self, expected: Mapping[str, str]) -> str:
         """Why the entries (name -> interface fingerprint) cannot all be called now; "" when they can."""
         for entry, interface in expected.items():
+            if entry in self._dead:  # Triton 2.51 goes on calling it ready
+                return self._dead[entry]
             try:
                 ready = await self._stub.ModelReady(pb.ModelReadyRequest(name=entry), timeout=_PROBE_S)
                 if not ready.ready:
@@ -148,9 +161,19 @@ class TritonTransport:
         if not most or arrays[0].shape[0] <= most:
             return method.unpack_result(await self._infer_typed(entry, method, arrays, extra))
         starts = range(0, arrays[0].shape[0], most)  # Triton never splits a request
-        pieces = await asyncio.gather(
-            *(self._infer_typed(entry, method, [a[i : i + most] for a in arrays], extra) for i in starts)
-        )
+        slots = asyncio.Semaphore(_PIECES_IN_FLIGHT)
+
+        async def piece(start: int) -> list[Array]:
+            async with slots:
+                return await self._infer_typed(entry, method, [a[start : start + most] for a in arrays], extra)
+
+        tasks = [asyncio.ensure_future(piece(start)) for start in starts]
+        try:
+            pieces = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
         return method.unpack_result([join_values(parts, 0) for parts in zip(*pieces, strict=True)])
 
     async def _infer_typed(self, entry: Entry, method: MethodSpec, arrays: Sequence[Array], extra: str) -> list[Array]:
@@ -193,7 +216,7 @@ def translated(error: grpc.aio.AioRpcError, entry: str) -> AdapterError:
         return DeadlineExceeded(f"{entry} did not answer in time.")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidArgument(f"{entry} cannot take this call: {text}")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND) or "not healthy" in text:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND) or _NOT_HEALTHY in text:
         return ServiceUnavailable(f"{entry} cannot be reached now: {text}")
     return InternalServerError(f"{entry} failed: {code.name}: {text}")
 

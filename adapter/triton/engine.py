@@ -6,15 +6,18 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +28,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
 from adapter.triton import tether
-from adapter.triton.engine_log import LogLine, parse_line
+from adapter.triton.engine_log import ABORTED, NO_STUB, LogLine, parse_line
 from adapter.triton.environment import environment
 from adapter.triton.installation import Installation
-from adapter.triton.stubs import SHM_FOLDER, Stub, mapped_regions, session, stub_of, stubs_of
+from adapter.triton.stubs import SHM_FOLDER, Stub, dead_children, mapped_regions, session, stub_of, stubs_of
 
 logger = logging.getLogger("adapter.engine")
 
@@ -52,6 +55,13 @@ _CALL_TIMEOUT_S = 1.0
 _TAIL_LINES = 200
 _SHOWN_LINES = 12
 _LEFT_OVER_GRACE_S = 1.0
+# Triton notices within two seconds that a stub which had begun its work is dead, and says which; of one that never
+# began it notices nothing.
+_DEAD_STUB_GRACE_S = 3.0
+_ENTRY = re.compile(r"[A-Za-z0-9._-]+")
+# What bash takes as it is: Triton hands it the paths of stub and entry without quotes. The stub itself reads no path
+# that is not ASCII.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+-]+")
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
 
@@ -71,11 +81,53 @@ class Ports:
             return cls(one.getsockname()[1], other.getsockname()[1])
 
 
+class PlainPaths:
+    """Other names, which a shell takes as they are, for the folders that need one; `remove` ends them."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._parents = (env.get("TMPDIR") or "/tmp", "/tmp")
+        self._folder: Path | None = None
+        self._links: dict[str, str] = {}
+
+    def of(self, path: Path) -> Path:
+        """Return the path itself where it is plain, else a link to it; EngineError where none can be made."""
+        for plain in (path.absolute(), path.resolve()):
+            if _PLAIN_PATH.fullmatch(str(plain)):
+                return plain
+        if self._folder is None:
+            self._folder = self._made(path)
+        link = self._folder / str(len(self._links) + 1)
+        link.symlink_to(path.absolute())
+        self._links[str(link)] = str(path.absolute())
+        return link
+
+    def told(self, text: str) -> str:
+        """Return what Triton or a model says with the names that people know."""
+        for link, path in self._links.items():
+            text = text.replace(link, path)
+        return text
+
+    def remove(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _made(self, path: Path) -> Path:
+        for parent in map(os.path.abspath, self._parents):
+            if _PLAIN_PATH.fullmatch(parent):
+                with contextlib.suppress(OSError):
+                    return Path(tempfile.mkdtemp(prefix="adapter-engine-", dir=parent))
+        raise EngineError(
+            f"Triton cannot use {str(path)!r}, whose name is more than plain letters, digits and ._/+-, and there is "
+            "no folder for a link to it: set TMPDIR to a folder with a plain name that can be written."
+        )
+
+
 def command(
     installation: Installation,
     repository: Path,
     entries: Iterable[str],
     *,
+    backends: Path | None,
     ports: Ports,
     server_id: str,
     key: str,
@@ -85,11 +137,10 @@ def command(
 
     `key` can be read in the process list by whoever may see it there.
     """
-    backends = installation.backends()
     return [
         str(installation.tritonserver),
         f"--id={server_id}",
-        f"--model-repository={repository.absolute()}",
+        f"--model-repository={repository}",
         *([f"--backend-directory={backends}"] if backends else []),
         "--model-control-mode=explicit",
         *(f"--load-model={entry}" for entry in entries),
@@ -131,10 +182,15 @@ class Engine:
         """Start tritonserver on a model repository; it loads `entries` and no others. `wait_ready` comes next.
 
         `exit_timeout_s` bounds how long Triton finishes requests when it is stopped. Raises EngineError where the
-        repository is no folder, or the installation cannot run this Python.
+        repository is no folder, an entry has a name that Triton cannot use, or the installation cannot run this Python.
         """
         if not repository.is_dir():
             raise EngineError(f"The model repository {repository} is not a folder: `adapter export` writes one.")
+        for entry in entries:
+            if not _ENTRY.fullmatch(entry):
+                raise EngineError(
+                    f"{entry!r} cannot be the name of an entry: use letters, digits, '.', '_' and '-', and no others."
+                )
         self.installation = installation
         self.repository = repository
         self.entries = tuple(entries)
@@ -144,7 +200,15 @@ class Engine:
         self._environment = environment(installation, env)
         self._regions: set[str] = set()
         self._stopped = False
-        self._spawn(ports or Ports.free())
+        self._paths = PlainPaths(env)
+        try:
+            self._repository = self._paths.of(repository)
+            backends = installation.backends()
+            self._backends = None if backends is None else self._paths.of(backends)
+            self._spawn(ports or Ports.free())
+        except BaseException:
+            self._paths.remove()
+            raise
 
     def __enter__(self) -> Engine:
         return self
@@ -190,19 +254,20 @@ class Engine:
         self._regions.update(stub.region for stub in found)
         return found
 
-    def tail(self) -> list[str]:
-        """Return the last lines of the log that tell something, oldest first."""
+    def tail(self, level: int = logging.WARNING) -> list[str]:
+        """Return the last lines of the log of `level` or more, oldest first; of any level where there is none."""
         lines = list(self._tail)
-        telling = [line for line in lines if line.level >= logging.WARNING]
+        telling = [line for line in lines if line.level >= level]
         return [line.text for line in (telling or lines)[-_SHOWN_LINES:]]
 
     def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
         """Return when every entry can be called.
 
         Raises EngineError with Triton's own reason where an entry cannot be loaded, and with the last of the log where
-        tritonserver ends or `timeout_s` is over. Call `stop` then, too.
+        tritonserver ends, a stub dies unnoticed, or `timeout_s` is over. Call `stop` then, too.
         """
         deadline = time.monotonic() + timeout_s
+        died: dict[int, float] = {}
         attempts, was_ready = 1, False
         while True:
             if self.poll() is not None:
@@ -225,6 +290,9 @@ class Engine:
                     self.stubs()
                     return
                 was_ready = ready
+            died = {pid: died.get(pid, time.monotonic()) for pid in dead_children(self.pid)}
+            if states is None and self._lost_a_stub(died.values()):
+                raise EngineError(_with_lines("Triton cannot start its python backend", self.tail(logging.INFO)))
             if time.monotonic() > deadline:
                 raise EngineError(_with_lines(f"Triton was not ready within {timeout_s:g} seconds", self.tail()))
             time.sleep(_POLL_S)
@@ -246,13 +314,15 @@ class Engine:
                 self._process.kill()
                 self._wait(None)
         self._clean_up()
+        self._paths.remove()
 
     def _spawn(self, ports: Ports) -> None:
         self.ports = ports
         arguments = command(
             self.installation,
-            self.repository,
+            self._repository,
             self.entries,
+            backends=self._backends,
             ports=ports,
             server_id=self._id,
             key=self._key,
@@ -264,7 +334,7 @@ class Engine:
         # The thread that reads the log is also the one that starts the process: the kernel ends the child with it.
         self._pump = threading.Thread(
             target=_run,
-            args=(arguments, self._environment, started, self._tail),
+            args=(arguments, self._environment, started, self._tail, self._paths.told),
             name="adapter-engine-log",
             daemon=True,
         )
@@ -305,7 +375,15 @@ class Engine:
         self._pump.join(_LEFT_OVER_GRACE_S)
 
     def _lost_its_port(self) -> bool:
-        return any("already in use" in line.text for line in self._tail if line.level >= logging.ERROR)
+        return any("already in use" in line.text for line in list(self._tail) if line.level >= logging.ERROR)
+
+    def _lost_a_stub(self, died: Iterable[float]) -> bool:
+        """Tell whether a stub could not even begin: Triton waits for it without end. `died` are times of deaths."""
+        said = [line.text for line in list(self._tail)]
+        if any(text.startswith(NO_STUB) for text in said):
+            return True
+        grace = 0.0 if any(text.startswith(ABORTED) for text in said) else _DEAD_STUB_GRACE_S
+        return any(time.monotonic() - moment >= grace for moment in died)
 
     def _states(self) -> dict[str, tuple[bool, str | None]] | None:
         """Return, for each entry that Triton tried, whether a version is ready and why not; None until it answers.
@@ -332,7 +410,7 @@ class Engine:
             ready, reason = states.get(row.name, (False, None))
             ready = ready or row.state == "READY"
             if row.state == "UNAVAILABLE" and row.reason != "unloaded":
-                reason = row.reason
+                reason = self._paths.told(row.reason)
             elif not row.state and reason is None:  # not even tried: its config.pbtxt cannot be read
                 reason = _with_lines("Triton did not try to load it", self.tail())
             states[row.name] = (ready, None if ready else reason)
@@ -344,6 +422,7 @@ def _run(
     env: Mapping[str, str],
     started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError],
     tail: deque[LogLine],
+    told: Callable[[str], str],
 ) -> None:
     tethered = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *arguments]
     try:
@@ -363,7 +442,7 @@ def _run(
     assert process.stdout is not None
     with process.stdout as output:
         for raw in output:
-            line = parse_line(raw.decode(errors="replace"), before=line)
+            line = parse_line(told(raw.decode(errors="replace")), before=line)
             if not line.text:
                 continue
             if line.block != "table":

@@ -14,8 +14,18 @@ RUNNER = "adapter.runner"
 # I1121 08:03:00.123456 4738 server.cc:604] "message"; the lines of gRPC's own library have nanoseconds and no quotes.
 _LINE = re.compile(r"(?P<level>[VIWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (?P<source>[^\s\]]+):\d+\] ?(?P<text>.*)")
 _PROTOBUF = re.compile(r"\[libprotobuf (?P<level>[A-Z]+) \S+\] ?(?P<text>.*)")
+# backend.py's and the worker's own log, and what may follow a line of it: more of its message, and tracebacks.
+_WORKER = re.compile(r"\[(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)\] \[(?P<name>[^\]\s]+)\] ?(?P<text>.*)")
+_TRACE = "Traceback (most recent call last):"
+_FOLLOWS = re.compile(
+    rf"\s|$|{re.escape(_TRACE)}|During handling of the above |The above exception was |[\w.]+Error(: |$)"
+)
+_RAISED = re.compile(r"[^\W\d][\w.]*(: |$)")  # the line below the frames, whatever the exception's name
 _CONTINUED = re.compile(r"\s|At:|$")  # an empty line, and the traceback that pybind11 puts below a message
 _LEVELS = {"W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
+# Said by a stub that could not begin; Triton tells nobody.
+NO_STUB = "Failed to run python backend stub"
+ABORTED = "terminate called"
 # What Triton says at WARNING or ERROR on a machine without a GPU, and of an entry that it cannot load: four times with
 # the traceback, which whoever asked for the load is told as well.
 _NOISE = re.compile(
@@ -28,21 +38,22 @@ _NOISE = re.compile(
 class LogLine:
     """One line: `level` as in `logging`, `logger` its name there, `source` Triton's own file, "" for a plain print.
 
-    `block` says what it belongs to, or opens, over several lines: a "table", or a "text" that Triton wrote raw.
+    `block` says what it belongs to, or opens, over several lines: a "table", a "text" that Triton wrote raw, an entry
+    of the worker's own "log", or a "traceback" in it.
     """
 
     level: int
     logger: str
     text: str
     source: str = ""
-    block: Literal["", "table", "text"] = ""
+    block: Literal["", "table", "text", "log", "traceback"] = ""
 
 
 def parse_line(line: str, *, before: LogLine | None = None) -> LogLine:
     """Read a line that tritonserver or a stub wrote; `before` is what the line before it was.
 
-    Triton's own lines go to `adapter.engine`, its chatter at DEBUG. What a model says, by Triton's logger or a print,
-    goes to `adapter.runner` as it is.
+    Triton's own lines go to `adapter.engine`, its chatter at DEBUG. What a model says goes to `adapter.runner`: by
+    a logger in the worker at its level, with the logger's name where that is not adapter's; by a print as it is.
     """
     line = line.rstrip()
     match = _LINE.fullmatch(line)
@@ -63,6 +74,18 @@ def _plain(line: str, before: LogLine | None) -> LogLine:
         return LogLine(logging.DEBUG, ENGINE, line, block="table")
     if before is not None and before.block == "text" and _CONTINUED.match(line):
         return LogLine(before.level, before.logger, line, block="text")
+    worker = _WORKER.fullmatch(line)
+    if worker:
+        own = worker["name"].partition(".")[0] in ("adapter", "root")
+        text = worker["text"] if own else f"[{worker['name']}] {worker['text']}"
+        return LogLine(getattr(logging, worker["level"]), RUNNER, text, block="log")
+    if before is not None and before.block in ("log", "traceback"):
+        in_frames = before.block == "traceback"
+        if _FOLLOWS.match(line) or (in_frames and _RAISED.match(line)):
+            frames = line == _TRACE or (in_frames and line[:1].isspace())
+            return LogLine(before.level, before.logger, line, block="traceback" if frames else "log")
+    if line.startswith((NO_STUB, ABORTED)):
+        return LogLine(logging.ERROR, ENGINE if line.startswith(NO_STUB) else RUNNER, line, block="log")
     protobuf = _PROTOBUF.fullmatch(line)
     if protobuf:
         return LogLine(logging.WARNING if protobuf["level"] == "WARNING" else logging.ERROR, ENGINE, protobuf["text"])

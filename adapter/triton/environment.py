@@ -26,13 +26,16 @@ from adapter.triton.installation import (
 
 logger = logging.getLogger("adapter.engine")
 
+# Triton starts each stub with bash, whatever the caller's PATH is.
+_PROGRAMS = ("/usr/local/bin", "/usr/bin", "/bin")
+
 
 def environment(installation: Installation, env: Mapping[str, str]) -> dict[str, str]:
     """Make the environment in which Triton's stubs and their workers use the Python that runs this process.
 
     Raises EngineError where a bundled engine cannot run this Python.
     """
-    made = {**env, "ADAPTER_WORKER_PYTHON": sys.executable}
+    made = {**env, "ADAPTER_WORKER_PYTHON": sys.executable, "PATH": _with_programs(env.get("PATH", ""))}
     if not installation.bundled:
         return made  # a container's stub has a Python and libraries of its own
     python = running_python()
@@ -47,7 +50,7 @@ def environment(installation: Installation, env: Mapping[str, str]) -> dict[str,
     numpy = _folder_of_numpy()
     if numpy is not None and numpy not in map(Path, site.getsitepackages()):
         programs = _python_with(numpy, folders / "python") or programs
-    made["PATH"] = _before(str(programs), env.get("PATH", os.defpath))
+    made["PATH"] = _before(str(programs), made["PATH"])
     if needs_libpython(python):
         library = libpython(python)
         if library is None:
@@ -103,6 +106,11 @@ def _folder_of_one(library: Path, parent: Path) -> Path:
         logger.debug("%s cannot be written (%s); using %s as it is.", link, error, library.parent)
         return library.parent
     return link.parent
+
+
+def _with_programs(path: str) -> str:
+    folders = path.split(os.pathsep) if path else []
+    return os.pathsep.join([*folders, *(folder for folder in _PROGRAMS if folder not in folders)])
 
 
 def _before(first: str, rest: str) -> str:

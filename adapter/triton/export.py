@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import fcntl
 import hashlib
 import io
@@ -27,6 +27,7 @@ from adapter.model import Model
 from adapter.runnable import supports_gpu, supports_threads
 from adapter.runner import RunnerSpec
 from adapter.services import Service
+from adapter.tag import valid_name
 from adapter.triton import spec as spec_file
 from adapter.triton.capture import capture, file_digest
 from adapter.triton.config import Entry, Placement, method_record, model_config, to_text
@@ -108,17 +109,21 @@ def plan(
     Raises ExportError where something of it cannot leave this process.
     """
     place = machine or Machine.here()
+    before = f"{valid_name(prefix, 'prefix')}." if prefix else ""
     runners = [r for r in service.runners if not r.spec.embedded]
-    entries = [planned for r in runners for planned in _plan_runner(service, r.spec, folder, place, prefix)]
+    entries = [planned for r in runners for planned in _plan_runner(service, r.spec, folder, place, before)]
+    for name, number in collections.Counter(p.name for p in entries).items():
+        if number > 1:
+            same = " and ".join(repr(p.entry.runner) for p in entries if p.name == name)
+            raise ExportError(f"The runners {same} would both be the entry {name!r}: give one another `name=`.")
     models = {m.tag: m for r in service.runners for m in (*r.models, *filter(None, [r.model]))}
     models |= {m.tag: m for m in service.models}
     return ExportPlan(service.name, tuple(entries), dict(tags or {}), tuple(models.values()))
 
 
 def _plan_runner(
-    service: Service, runner: RunnerSpec, folder: Path, machine: Machine, prefix: str
+    service: Service, runner: RunnerSpec, folder: Path, machine: Machine, before: str
 ) -> Iterator[PlannedEntry]:
-    before = f"{prefix}." if prefix else ""
     where = placement(runner, machine)
     methods = tuple(runner.methods.values())
     if runner.model is not None:
@@ -239,14 +244,22 @@ def write(planned: ExportPlan, repository: Path) -> list[Written]:
     Version folders are never changed: other content becomes the next version. An entry whose interface changed gets
     another name, so that fronts of both can share one Triton. ExportError where an entry belongs to another service.
     """
-    repository.mkdir(parents=True, exist_ok=True)
-    with _locked(repository):
-        manifest = _manifest(repository)
-        named = [_named(repository, manifest, planned.service, p) for p in planned.entries]
-        written = [_write_entry(repository, p) for p in named]
-        updated = _updated(manifest, planned, named, written)
-        if updated != manifest:
-            _replace(repository / FILE, updated.to_json().encode())
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with (repository / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return _write(planned, repository)
+    except OSError as error:
+        raise ExportError(f"{repository} cannot be written: {error}. Name another with --repository.") from error
+
+
+def _write(planned: ExportPlan, repository: Path) -> list[Written]:
+    manifest = _manifest(repository)
+    named = [_named(repository, manifest, planned.service, p) for p in planned.entries]
+    written = [_write_entry(repository, p) for p in named]
+    updated = _updated(manifest, planned, named, written)
+    if updated != manifest:
+        _replace(repository / FILE, updated.to_json().encode())
     return written
 
 
@@ -286,7 +299,8 @@ def _write_entry(repository: Path, planned: PlannedEntry) -> Written:
     config = to_text(model_config(planned.entry)).encode()
     latest = _latest(folder)
     if latest is not None and EntrySpec.read(folder / str(latest)).content == planned.spec.content:
-        same = (folder / "config.pbtxt").read_bytes() == config
+        file = folder / "config.pbtxt"
+        same = file.exists() and file.read_bytes() == config
         if not same:
             _replace(folder / "config.pbtxt", config)
         return Written(planned.name, latest, changed=not same)
@@ -344,10 +358,3 @@ def _updated(manifest: Manifest, planned: ExportPlan, named: list[PlannedEntry],
     models = {**manifest.models, **{str(m.tag): m.info.to_dict() for m in planned.models}}
     needed = {tag for s in services.values() for tag in s["models"]}
     return Manifest(manifest.place, services, {tag: m for tag, m in models.items() if tag in needed})
-
-
-@contextlib.contextmanager
-def _locked(repository: Path) -> Iterator[None]:
-    with (repository / _LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

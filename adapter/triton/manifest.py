@@ -73,10 +73,6 @@ class Manifest:
         found: Mapping[str, str] = runners[runner]
         return found
 
-    def interface(self, service: str, entry: str) -> str:
-        """The interface fingerprint that an entry was exported with."""
-        return str(self._service(service)["entries"][entry]["interface"])
-
     def _service(self, name: str) -> Mapping[str, Any]:
         if name not in self.services:
             known = ", ".join(self.services) or "none"
@@ -105,6 +101,8 @@ class _ManifestModels:
 
     def get(self, tag: Tag) -> Model:
         found = self._tags.get(str(tag))
+        if found is None and self._store is not None:  # asked for when the service runs, not when it was imported
+            return self._store.get(tag)
         if found is None:
             versions = [Tag.parse(t) for t in self._manifest.models]
             wanted = "" if tag.version in (None, LATEST) else tag.version or ""
@@ -117,6 +115,8 @@ class _ManifestModels:
         return self._model(Tag.parse(found))
 
     def list(self, name: str | None = None) -> list[Model]:
+        if self._store is not None:
+            return self._store.list(name)
         tags = [Tag.parse(t) for t in self._manifest.models]
         return [self._model(t) for t in tags if name in (None, t.name)]
 

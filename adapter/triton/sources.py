@@ -42,11 +42,19 @@ class Sources:
         self.third_party: set[str] = set()
 
     def files(self) -> dict[str, Path]:
-        """The source files that travel as files, by their place below the folder that is put on Python's path."""
+        """The files that travel as files, by their place below the folder that is put on Python's path."""
         places = {}
         for name, path in self._modules.items():
-            relative = name.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py")
-            places[relative] = path
+            folder = name.replace(".", "/")
+            if path.name != "__init__.py":
+                places[f"{folder}.py"] = path
+                continue
+            places[f"{folder}/__init__.py"] = path
+            for data in path.parent.rglob("*"):  # a package is complete with the data files in its folder
+                inner = data.relative_to(path.parent)
+                hidden = any(part.startswith((".", "__")) for part in inner.parts)
+                if data.is_file() and data.suffix not in (".py", ".pyc") and not hidden:
+                    places[f"{folder}/{inner.as_posix()}"] = data
         return places
 
     def visit(self, found: Any) -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapter import __version__
+from adapter.exceptions import ExportError, sentence
+
 FILE = "spec.json"
 
 
@@ -42,5 +45,12 @@ class EntrySpec:
 
     @classmethod
     def read(cls, folder: Path) -> EntrySpec:
-        """Read the spec of a version folder."""
-        return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        """Read the spec of a version folder; ExportError where it is none, or one of another version of adapter."""
+        file = folder / FILE
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ExportError(
+                f"{file} cannot be read by adapter {__version__}: {sentence(error)}. Remove {folder.parent} and export "
+                "again."
+            ) from error

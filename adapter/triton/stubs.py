@@ -38,6 +38,11 @@ def stub_of(pid: int) -> Stub | None:
     return Stub(pid, version.parent.name, version.name, arguments[2])
 
 
+def dead_children(parent: int) -> list[int]:
+    """List the children of a process that have ended and that it has not noticed yet."""
+    return [pid for pid in _pids() if (fields := _stat(pid)) and int(fields[1]) == parent and fields[0] == "Z"]
+
+
 def session(leader: int) -> list[int]:
     """List the live processes of a session, its leader left out."""
     found = []

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from adapter import models, payload
-from adapter.exceptions import AdapterError, InvalidArgument, NotFound
+from adapter.exceptions import AdapterError, InvalidArgument, NotFound, RemoteException, message_of, sentence, status_of
 from adapter.invocation import Invoker, Outcome, error_of
 from adapter.method import Call, MethodSpec, methods_of
 from adapter.model import BatchingConfig, Model, ModelInfo
@@ -178,9 +178,11 @@ class Worker:
         error = error_of(outcome)
         if error is None and method is not None:
             try:
-                return method.pack_result(outcome.value) if self._spec.typed else payload.encode_parts(outcome.value)
+                return method.pack_result(outcome.value) if self._spec.typed else method.encode_result(outcome.value)
             except AdapterError as refused:
                 error = refused
+            except Exception as failed:  # noqa: BLE001  # what the method returned may raise anything when it is read
+                error = RemoteException(sentence(failed))
         assert error is not None
         if outcome.error is not None and not isinstance(outcome.error, AdapterError):
             name = request[0] or self._spec.entry
@@ -191,7 +193,7 @@ class Worker:
         used, header = 0, []
         for reply in replies:
             if isinstance(reply, AdapterError):
-                header.append([int(reply.error_code), type(reply).__name__, reply.message])
+                header.append([status_of(reply), type(reply).__name__, message_of(reply)])
                 continue
             start = aligned(used)
             if self._spec.typed:
@@ -233,8 +235,10 @@ def main(arguments: Sequence[str]) -> None:
         runnable, methods = load(folder, spec)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to user code
         text = str(error) if isinstance(error, AdapterError) else _trace(error)
-        if isinstance(error, FileNotFoundError) and not os.path.isabs(str(error.filename)):
-            text += f"\n{_HINT}"
+        if isinstance(error, FileNotFoundError):
+            missing = Path(str(error.filename))
+            if not missing.is_absolute() or missing.is_relative_to(folder):
+                text += f"\n{_HINT}"
         channel.send({"error": text})
         return
     channel.send({"ready": True})

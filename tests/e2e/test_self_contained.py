@@ -79,7 +79,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory, adapter_home: Path) -> 
         "from .factor import of\n\n\nclass Scale:\n    def __init__(self, n):\n        self.n = n\n\n"
         "    def apply(self, x):\n        return of(self.n) * x\n"
     )
-    (folder / "weights" / "factor.py").write_text("def of(n):\n    return 10 * n\n")
+    (folder / "weights" / "factor.py").write_text(
+        "from pathlib import Path\n\n\ndef of(n):\n"
+        "    return int((Path(__file__).parent / 'tables' / 'ten.txt').read_text()) * n\n"
+    )
+    (folder / "weights" / "tables").mkdir()
+    (folder / "weights" / "tables" / "ten.txt").write_text("10")
     (folder / "data").mkdir()
     (folder / "data" / "words.txt").write_text("good great")
     (folder / "limits.txt").write_text("0..1")

@@ -56,6 +56,9 @@ ERRORS: list[tuple[str, str, int, str]] = [
     ("blocking", "x", 500, "await runner.do.async_run"),
     ("not_listed", "x", 500, "runners=[…]"),
     ("refuse", "bread", 404, "there is no bread"),
+    ("unsendable", "x", 500, "builtins.set"),
+    ("leave", "x", 500, "The code of this service failed"),
+    ("nap", "3.5", 504, "/nap did not answer within 3 seconds"),
     ("slow", "10", 504, "/slow did not answer within 3 seconds"),
     ("slow_sync", "4", 504, "/slow_sync did not answer within 3 seconds"),
 ]
@@ -69,6 +72,10 @@ def test_error_in_user_code_gets_its_status_and_a_sentence(
     assert answer.status_code == status
     assert text in answer.json()["error"]
     assert "secret" not in answer.text
+
+
+def test_model_that_was_not_asked_for_at_import_is_found(served: Served) -> None:
+    assert served.post("/saved", content="later").json() == 4
 
 
 def test_traceback_is_in_the_log_under_the_request_id(served: Served) -> None:
@@ -167,6 +174,45 @@ def test_kill_9_of_the_launcher_ends_everything(serve: Serve) -> None:
     assert left == []
 
 
+def test_second_signal_waits_for_no_request(serve: Serve) -> None:
+    served = serve("life:svc", "--api-workers", "1", working_dir=SERVICES)
+    failed: list[str] = []
+
+    def ask() -> None:
+        try:
+            served.post("/slow", content="20")
+        except httpx.HTTPError as error:
+            failed.append(type(error).__name__)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    served.process.send_signal(signal.SIGINT)
+    served.wait_for("Shutting down")
+    time.sleep(0.5)
+    assert served.process.poll() is None  # it waits for the request
+    served.process.send_signal(signal.SIGHUP)
+    assert served.process.wait(10) == 0
+    asking.join()
+    assert failed
+
+
+def test_temporary_repository_of_a_killed_launcher_is_removed_by_the_next(serve: Serve, tmp_path: Path) -> None:
+    env = {"TMPDIR": str(tmp_path)}
+    killed = serve("life:svc", "--api-workers", "1", working_dir=SERVICES, env=env)
+    (left,) = tmp_path.glob("adapter-repository-*")
+    killed.process.kill()
+    killed.process.wait()
+    until = time.monotonic() + 20
+    while killed.children("adapter") and time.monotonic() < until:
+        time.sleep(0.05)
+    served = serve("life:svc", "--api-workers", "1", working_dir=SERVICES, env=env)
+    assert not left.exists()
+    assert len(list(tmp_path.glob("adapter-repository-*"))) == 1
+    assert served.stop() == 0
+    assert list(tmp_path.glob("adapter-repository-*")) == []
+
+
 def test_development_serves_without_an_engine(serve: Serve) -> None:
     served = serve("life:svc", "--development", working_dir=SERVICES)
     assert served.children("tritonserver") == []
@@ -260,6 +306,35 @@ def test_options_come_from_the_environment_and_a_repository_is_kept(serve: Serve
     assert len(served.children("adapter.server.front")) == 1
     assert served.stop() == 0
     assert (tmp_path / "kept" / "life.fragile" / "1" / "runnable.pkl").exists()
+
+
+def test_deployment_hook_that_raises_ends_serve(run_adapter: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import adapter\nsvc = adapter.Service('s')\n@svc.on_deployment\ndef fetch(): raise SystemExit('no disk')\n"
+    )
+    done = run_adapter("serve", "broken:svc", "--working-dir", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert done.stderr.endswith("Error: The deployment hook fetch failed: SystemExit: no disk.\n")
+
+
+BAD_OPTIONS: list[tuple[list[str], int, str]] = [
+    (["export", "life:svc", "--prefix", "../up"], 1, "'../up' cannot be a prefix"),
+    (["export", "life:svc", "--repository", "/dev/null/x"], 1, "cannot be written"),
+    (["serve", "life:svc", "--repository", "/dev/null/x"], 1, "cannot be written"),
+    (["serve", "life:svc", "--manifest", "manifest.json"], 2, "--manifest goes with --triton"),
+    (["serve", "life:svc", "--triton", "grpc://127.0.0.1:1"], 1, "write one with `adapter export`"),
+    (["serve", "life:svc", "--triton", "grpc://127.0.0.1:1", "--development"], 1, "cannot be used with --triton"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "text"), BAD_OPTIONS)
+def test_option_that_cannot_be_used_is_one_sentence(
+    run_adapter: Run, arguments: list[str], code: int, text: str
+) -> None:
+    done = run_adapter(*arguments, "--working-dir", str(SERVICES))
+    assert done.returncode == code
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_startup_hook_that_raises_ends_serve(run_adapter: Run, tmp_path: Path) -> None:

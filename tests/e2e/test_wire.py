@@ -168,7 +168,12 @@ ERRORS: list[tuple[str, Call, type[BaseException], str]] = [
     ("type beside tensors", lambda r: r["typed"].run(ROWS, power=np.ones(2)), PayloadTypeError, "plain JSON"),
     ("shape", lambda r: r["typed"].run(np.ones((2, 4))), InvalidArgument, r"\(-1, 3\).*\(2, 4\)"),
     ("rank", lambda r: r["typed"].run(np.ones(3)), InvalidArgument, r"\(-1, 3\).*\(3,\)"),
-    ("dtype", lambda r: r["typed"].run(np.array([["a", "b", "c"]])), InvalidArgument, "float32.*<U1"),
+    (
+        "dtype",
+        lambda r: r["typed"].run(np.array([["a", "b", "c"]])),
+        InvalidArgument,
+        "float32, which 'a' does not fit",
+    ),
     ("empty batch", lambda r: r["typed"].run(np.ones((0, 3))), InvalidArgument, "at least one item"),
     (
         "another length",
@@ -192,6 +197,31 @@ def test_error_class_of_the_users_own_keeps_its_status(runners: dict[str, Runner
     with pytest.raises(adapter.exceptions.AdapterError, match="short and stout") as caught:
         runners["calls"].teapot.run()
     assert caught.value.error_code == 418
+
+
+BAD_ERRORS = [
+    ("no message", 418, ""),
+    ("no text", 500, "Unprintable"),
+    ("no status", 500, "odd"),
+    ("exit", 500, "SystemExit: 3"),
+    ("cancelled", 500, "CancelledError"),
+    ("long", 404, "ü" * 1999 + "…"),
+    ("surrogate", 404, "a?bc"),
+    ("unsendable", 500, "bad_error() returned what cannot be sent. PayloadTypeError: A value of type builtins.set"),
+    ("half a dataclass", 500, "bad_error() returned what cannot be sent. AttributeError"),
+]
+
+
+@pytest.mark.parametrize(("kind", "status", "text"), BAD_ERRORS, ids=[e[0] for e in BAD_ERRORS])
+def test_error_of_any_kind_hurts_its_own_call_only(
+    transports: dict[str, dict[str, Transport]], kind: str, status: int, text: str
+) -> None:
+    method = wire.calls.spec.methods["bad_error"]
+    with pytest.raises(adapter.exceptions.AdapterError) as caught:
+        transports["triton"]["calls"].run(method, (kind,), {})
+    assert caught.value.error_code == status
+    assert str(caught.value).startswith(text)
+    assert transports["triton"]["calls"].run(wire.calls.spec.methods["echo"], (1,), {}) == 1
 
 
 def test_array_changed_in_place_stays_as_it_was_for_the_caller(runners: dict[str, Runner]) -> None:

@@ -70,6 +70,36 @@ def test_save_model_when_a_signature_names_no_method() -> None:
     assert models.list() == []
 
 
+def test_save_model_when_it_cannot_be_called_says_what_to_do() -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        picklable_model.save_model("settings", {"a": 1})
+    assert str(raised.value) == (
+        "This dict has no '__call__', which is served where no method is named: name another with "
+        "signatures={'<method>': {}} (it has clear, copy, fromkeys, get, items, keys, pop, popitem, setdefault, "
+        "update, values), save a function or another callable, or give signatures={} to save a model that is loaded "
+        "but not served."
+    )
+    assert models.list() == []
+
+
+def test_save_model_when_no_method_is_to_be_served() -> None:
+    model = picklable_model.save_model("settings", {"a": 1}, signatures={})
+    assert models.get("settings").info.signatures == {}
+    assert picklable_model.load_model("settings") == {"a": 1}
+    with pytest.raises(
+        InvalidArgument, match=r"settings:\w+ was saved without signatures, so it has no method to serve"
+    ):
+        model.to_runner()
+    # the default is not taken for it, even where it would do
+    assert picklable_model.save_model("doubler", Doubler(), signatures={}).info.signatures == {}
+
+
+@pytest.mark.parametrize("wrong", [["predict"], [], "predict"])
+def test_save_model_when_the_signatures_are_no_mapping(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"signatures is a mapping such as \{'predict': .*, not "):
+        picklable_model.save_model("doubler", Doubler(), signatures=wrong)
+
+
 @pytest.mark.parametrize("method", ["__init__", "__class__", "factor"])
 def test_save_model_when_a_signature_names_what_is_not_served(method: str) -> None:
     with pytest.raises(InvalidArgument, match="does not have"):

@@ -189,6 +189,13 @@ def test_save_model_when_it_is_no_estimator(model: Any, reason: str) -> None:
     assert models.list() == []
 
 
+def test_save_model_when_it_has_not_the_usual_method() -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"This StandardScaler has no 'predict', .* \(it has .*transform.*\), or give"
+    ):
+        sklearn.save_model("scaler", StandardScaler().fit(X))
+
+
 def test_save_model_when_the_method_is_not_available() -> None:
     # predict_proba is a method of the class that this pipeline does not have
     with pytest.raises(InvalidArgument, match=r"'predict_proba', which this Pipeline does not have; it has .*predict"):

@@ -10,6 +10,7 @@ import time
 import urllib.request
 import venv
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
-from adapter.triton.engine import HOST, RESTRICTED, Engine, Ports, command
+from adapter.triton.engine import HOST, RESTRICTED, Engine, PlainPaths, Ports, command
 from adapter.triton.installation import Installation
 from adapter.triton.stubs import SHM_FOLDER, mapped_regions, session
 
@@ -49,13 +50,17 @@ instance_group [{ kind: KIND_CPU count: 1 }]
 """
 
 
-@pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for name, code in {"good": GOOD, "second": GOOD, "bad": BAD}.items():
+def _write(folder: Path, **codes: str) -> Path:
+    for name, code in codes.items():
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.py").write_text(code)
         (folder / name / "config.pbtxt").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = _write(tmp_path_factory.mktemp("models"), good=GOOD, second=GOOD, bad=BAD)
     (folder / "unreadable").mkdir()
     (folder / "unreadable" / "config.pbtxt").write_text("name: 3")
     return folder
@@ -91,11 +96,11 @@ def _runs(pid: int) -> bool:
 
 
 def test_command_when_installation_is_a_containers(tmp_path: Path) -> None:
-    (tmp_path / "backends").mkdir()
     made = command(
         Installation(tmp_path / "bin" / "tritonserver", "PATH"),
         Path("/models"),
         ["a.predict", "b"],
+        backends=tmp_path / "backends",
         ports=Ports(1, 2),
         server_id="i",
         key="k",
@@ -121,6 +126,42 @@ def test_command_when_installation_is_a_containers(tmp_path: Path) -> None:
 def test_start_when_repository_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="gone is not a folder"):
         Engine(Installation(Path("/bin/true"), "PATH"), tmp_path / "gone", [], env=os.environ)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "$(touch x)", "a/../../b", "ünï", "*", "a\n"])
+def test_start_when_an_entry_has_no_plain_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EngineError, match="cannot be the name of an entry"):
+        Engine(Installation(Path("/bin/true"), "PATH"), tmp_path, ["good", name], env=os.environ)
+
+
+def test_plain_paths_when_a_path_is_not_plain(tmp_path: Path) -> None:
+    odd = tmp_path / "sp ace$(x)"
+    (odd / "models").mkdir(parents=True)
+    paths = PlainPaths({"TMPDIR": str(tmp_path)})
+    assert paths.of(tmp_path) == tmp_path
+    assert not list(tmp_path.glob("adapter-engine-*"))
+    link = paths.of(odd / "models")
+    assert link.is_relative_to(tmp_path)
+    assert link.resolve() == odd / "models"
+    assert paths.told(f"in {link}/good/1/model.py") == f"in {odd}/models/good/1/model.py"
+    (tmp_path / "plain").symlink_to(odd)
+    assert paths.of(tmp_path / "plain") == tmp_path / "plain"
+    (odd / "back").symlink_to(tmp_path)
+    assert paths.of(odd / "back") == tmp_path
+    paths.remove()
+    assert not list(tmp_path.glob("adapter-engine-*"))
+    assert (odd / "models").is_dir()
+
+
+def test_plain_paths_when_the_temporary_folder_is_not_plain(tmp_path: Path) -> None:
+    odd = tmp_path / "sp ace"
+    odd.mkdir()
+    paths = PlainPaths({"TMPDIR": str(odd)})
+    link = paths.of(odd)
+    assert link.resolve() == odd
+    assert link.is_relative_to("/tmp")
+    paths.remove()
+    assert not link.is_symlink()
 
 
 def test_wait_ready_when_program_ends(tmp_path: Path) -> None:
@@ -152,7 +193,96 @@ def test_engine_when_ready(engine: Engine, caplog: pytest.LogCaptureFixture) -> 
     assert os.getsid(engine.pid) == engine.pid
     assert _call(engine, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
     with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
-        assert b"nv_inference_request_success" in response.read()
+        assert b'nv_inference_request_failure{model="good",reason="BACKEND",version="1"} 0' in response.read()
+    request = service_pb2.ModelInferRequest(model_name="good", raw_input_contents=[b"\0\0\0\0"])
+    request.inputs.add(name="x", datatype="FP32", shape=[1])
+    with pytest.raises(grpc.RpcError, match="it answers"):
+        _call(engine, "ModelInfer", request)
+    with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
+        assert b'nv_inference_request_failure{model="good",reason="BACKEND",version="1"} 1' in response.read()
+
+
+@pytest.mark.parametrize("name", ["sp ace", "quo'te\"", "$(touch PWNED)x", "ünï"])
+def test_engine_when_a_shell_would_misread_its_paths(installation: Installation, tmp_path: Path, name: str) -> None:
+    prefix, temporary = tmp_path / f"{name} engine" / "triton", tmp_path / "temporary"
+    repository = _write(tmp_path / name, good=GOOD, bad=BAD)
+    prefix.parent.mkdir()
+    temporary.mkdir()
+    prefix.symlink_to(installation.prefix)
+    here = replace(installation, tritonserver=prefix / "bin" / "tritonserver")
+    env = {**os.environ, "TMPDIR": str(temporary)}
+    with Engine(here, repository, ["good"], env=env) as made:
+        made.wait_ready(60)
+        assert _call(made, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
+        assert len(list(temporary.glob("*/*"))) == (2 if here.backends() else 1)
+    assert not list(temporary.iterdir())
+    with Engine(here, repository, ["bad"], env=env) as made, pytest.raises(EngineError) as raised:
+        made.wait_ready(60)
+    assert f"{repository}/bad/1/model.py(4): initialize" in raised.value.message
+    assert not list(Path.cwd().glob("PWNED*"))
+
+
+def test_engine_when_path_is_empty(installation: Installation, repository: Path) -> None:
+    with Engine(installation, repository, ["good"], env={**os.environ, "PATH": ""}) as made:
+        made.wait_ready(60)
+
+
+def _with_stub(installation: Installation, prefix: Path, text: str) -> Installation:
+    """The same engine with another program for a stub."""
+    backends = installation.backends()
+    if backends is None:
+        pytest.skip("the engine's backends are in a place of its own")
+    for file in (backends / "python").iterdir():
+        made = prefix / backends.name / "python" / file.name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.symlink_to(file.resolve())
+    # where the backend's own library finds the others
+    (prefix.parent.parent / "nvidia_pytriton.libs").symlink_to(
+        installation.prefix.parent.parent / "nvidia_pytriton.libs"
+    )
+    (prefix / "bin").symlink_to(installation.prefix / "bin")
+    stub = prefix / backends.name / "python" / "triton_python_backend_stub"
+    stub.unlink()
+    stub.write_text(text)
+    stub.chmod(0o755)
+    return replace(installation, tritonserver=prefix / "bin" / "tritonserver")
+
+
+@pytest.mark.parametrize(
+    ("stub", "expected", "within_s"),
+    [
+        (
+            "#!/bin/sh\necho \"terminate called after throwing 'x'\" >&2\necho '  what():  stol' >&2\nkill -6 $$\n",
+            r"terminate called after throwing 'x'\n    what\(\):  stol",
+            3.0,
+        ),
+        ("#!/bin/sh\necho no luck today\nexit 2\n", "no luck today", 8.0),
+    ],
+)
+def test_wait_ready_when_a_stub_cannot_begin(
+    installation: Installation, repository: Path, tmp_path: Path, stub: str, expected: str, within_s: float
+) -> None:
+    here = _with_stub(installation, tmp_path / "pytriton" / "tritonserver", stub)
+    with Engine(here, repository, ["good"], env=os.environ) as made:
+        began = time.monotonic()
+        with pytest.raises(
+            EngineError, match=rf"cannot start its python backend\. It said last:\n(  .*\n)*  {expected}"
+        ):
+            made.wait_ready(60)
+        assert time.monotonic() - began < within_s
+        pid = made.pid
+    assert _gone(pid, set(), 1)
+
+
+def test_wait_ready_when_a_stub_is_killed_while_it_loads(installation: Installation, tmp_path: Path) -> None:
+    code = GOOD.replace("import numpy, sys", "import numpy, os; os.kill(os.getpid(), 9)")
+    with (
+        Engine(installation, _write(tmp_path, dying=code, good=GOOD), ["good", "dying"], env=os.environ) as made,
+        pytest.raises(
+            EngineError, match=r"cannot load 1 of 2 entries\.\ndying: Stub process 'dying_0_0' is not healthy"
+        ),
+    ):
+        made.wait_ready(60)
 
 
 def test_log_when_starting(installation: Installation, repository: Path, caplog: pytest.LogCaptureFixture) -> None:

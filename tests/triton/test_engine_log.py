@@ -34,6 +34,25 @@ STAMP = "1121 08:37:21.964773 4738"
         ("", LogLine(logging.DEBUG, ENGINE, "")),
         ("Signal (15) received.", LogLine(logging.DEBUG, ENGINE, "Signal (15) received.")),
         (
+            "[ERROR] [adapter.runner] request 7 to echo failed:",
+            LogLine(logging.ERROR, RUNNER, "request 7 to echo failed:", block="log"),
+        ),
+        ("[WARNING] [root] careful", LogLine(logging.WARNING, RUNNER, "careful", block="log")),
+        ("[INFO] [my.code] NVML is here", LogLine(logging.INFO, RUNNER, "[my.code] NVML is here", block="log")),
+        ("[DEBUG] [adapter.store]", LogLine(logging.DEBUG, RUNNER, "", block="log")),
+        ("[ERROR] printed", LogLine(logging.INFO, RUNNER, "[ERROR] printed")),
+        ("[x] [y] printed", LogLine(logging.INFO, RUNNER, "[x] [y] printed")),
+        (
+            "Failed to run python backend stub. Errno = 2",
+            LogLine(logging.ERROR, ENGINE, "Failed to run python backend stub. Errno = 2", block="log"),
+        ),
+        (
+            "terminate called after throwing an instance of 'std::bad_alloc'",
+            LogLine(
+                logging.ERROR, RUNNER, "terminate called after throwing an instance of 'std::bad_alloc'", block="log"
+            ),
+        ),
+        (
             "[libprotobuf ERROR /a/text_format.cc:337] Error parsing text-format: 1:7",
             LogLine(logging.ERROR, ENGINE, "Error parsing text-format: 1:7"),
         ),
@@ -86,5 +105,47 @@ def test_parse_line_when_text_is_raw() -> None:
         (logging.ERROR, ENGINE, "Stub failed: ModuleNotFoundError: No module named 'a'"),
         (logging.ERROR, ENGINE, "At:"),
         (logging.ERROR, ENGINE, "  model.py(3): <module>"),
+        (logging.INFO, RUNNER, "printed"),
+    ]
+
+
+def test_parse_line_when_a_worker_logs_an_error() -> None:
+    error = """\
+[ERROR] [adapter.runner] request 7 to echo failed:
+Traceback (most recent call last):
+  File "code/service.py", line 3, in predict
+    raise KeyError("a")
+KeyError: 'a'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "code/service.py", line 5, in predict
+    raise OutOfPaper
+service.OutOfPaper
+"""
+    read = _read(f"{error}printed: next\n[INFO] [adapter.runner] well again\nValueErrors\n")
+    assert [text for _, _, text in read[:10]] == [
+        line.removeprefix("[ERROR] [adapter.runner] ") for line in error.splitlines() if line
+    ]
+    assert {(level, name) for level, name, _ in read[:10]} == {(logging.ERROR, RUNNER)}
+    assert read[10:] == [
+        (logging.INFO, RUNNER, "printed: next"),
+        (logging.INFO, RUNNER, "well again"),
+        (logging.INFO, RUNNER, "ValueErrors"),
+    ]
+
+
+def test_parse_line_when_an_error_has_no_frames() -> None:
+    assert _read("[ERROR] [adapter.runner] it failed:\nValueError: no\nValueError: printed later\n")[:2] == [
+        (logging.ERROR, RUNNER, "it failed:"),
+        (logging.ERROR, RUNNER, "ValueError: no"),
+    ]
+
+
+def test_parse_line_when_a_stub_aborts() -> None:
+    assert _read("terminate called after throwing an instance of 'std::x'\n  what():  stol\nprinted\n") == [
+        (logging.ERROR, RUNNER, "terminate called after throwing an instance of 'std::x'"),
+        (logging.ERROR, RUNNER, "  what():  stol"),
         (logging.INFO, RUNNER, "printed"),
     ]

@@ -11,8 +11,23 @@ from adapter.triton.installation import Installation, libpython, needs_libpython
 
 
 def test_environment_when_installation_is_a_containers(tmp_path: Path) -> None:
-    made = environment(Installation(tmp_path / "bin" / "tritonserver", "PATH"), {"PATH": "/bin", "A": "b"})
-    assert made == {"PATH": "/bin", "A": "b", "ADAPTER_WORKER_PYTHON": sys.executable}
+    made = environment(Installation(tmp_path / "bin" / "tritonserver", "PATH"), {"PATH": "/sbin", "A": "b"})
+    path = "/sbin:/usr/local/bin:/usr/bin:/bin"
+    assert made == {"PATH": path, "A": "b", "ADAPTER_WORKER_PYTHON": sys.executable}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (None, "/usr/local/bin:/usr/bin:/bin"),
+        ("", "/usr/local/bin:/usr/bin:/bin"),
+        ("/mine", "/mine:/usr/local/bin:/usr/bin:/bin"),
+        ("/bin:/mine:/usr/bin", "/bin:/mine:/usr/bin:/usr/local/bin"),
+    ],
+)
+def test_environment_when_path_lacks_the_systems_programs(tmp_path: Path, path: str | None, expected: str) -> None:
+    env = {} if path is None else {"PATH": path}
+    assert environment(Installation(tmp_path / "bin" / "tritonserver", "PATH"), env)["PATH"] == expected
 
 
 def test_environment_when_bundled_has_no_stub_for_this_python(tmp_path: Path) -> None:
@@ -24,7 +39,7 @@ def test_environment_when_bundled(tmp_path: Path) -> None:
     (tmp_path / f"backends-{running_python()}").mkdir()
     env = {"PATH": "/bin", "LD_LIBRARY_PATH": "/mine", "ADAPTER_CACHE": str(tmp_path / "cache")}
     made = environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), env)
-    assert made["PATH"] == f"{Path(sys.executable).parent}:/bin"
+    assert made["PATH"] == f"{Path(sys.executable).parent}:/bin:/usr/local/bin:/usr/bin"
     if needs_libpython(running_python()):
         folder, mine = made["LD_LIBRARY_PATH"].split(":")
         assert mine == "/mine"

@@ -77,9 +77,8 @@ def test_file_that_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
         Manifest.read(tmp_path)
 
 
-def test_entries_and_interfaces_are_looked_up() -> None:
+def test_entries_of_a_runner_are_looked_up() -> None:
     assert manifest().entries("one", "m") == {"predict": "m.predict"}
-    assert manifest().interface("one", "m.predict") == "abc"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,6 @@ def test_models_are_listed() -> None:
 def test_model_without_its_files_makes_a_runner_but_cannot_be_loaded() -> None:
     model = manifest().source("one").get(Tag("m", "latest"))
     assert model.info == info("m", "v1")
-    assert not model.has_files
     assert [m.name for m in model.to_runner().runner_methods] == ["predict"]
     with pytest.raises(StateException, match="not on this machine"):
         model.load_model()
@@ -143,7 +141,8 @@ def test_model_without_its_files_makes_a_runner_but_cannot_be_loaded() -> None:
 def test_store_lends_the_files_where_it_has_them(tmp_path: Path) -> None:
     source = manifest().source("one", Models(Model(info("m", "v1"), tmp_path)))
     assert source.get(Tag("m", "latest")).folder == tmp_path
-    assert not source.get(Tag("n")).has_files
+    with pytest.raises(StateException, match="not on this machine"):
+        _ = source.get(Tag("n")).folder
 
 
 def test_recording_remembers_how_tags_were_resolved(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ class Fragile(adapter.Runnable):
             time.sleep(0.5)
         return f"did {what} in {os.getpid()}"
 
+    @adapter.Runnable.method
+    def nap(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "rested"
+
     @adapter.Runnable.method(batchable=True)
     def positive(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if (x < 0).any():
@@ -96,6 +101,30 @@ def state(_: Any, ctx: adapter.Context) -> Any:
     ctx.response.status_code = 202
     ctx.response.headers.append("x-begun", ",".join(ctx.state["begun"]))
     return {"begun": ctx.state["begun"], "agent": ctx.request.headers["user-agent"]}
+
+
+@svc.api(input=Text(), output=Text())
+async def nap(seconds: str) -> str:
+    result: str = await fragile.nap.async_run(float(seconds))
+    return result
+
+
+@svc.api(input=Text(), output=JSON())
+def unsendable(what: str) -> Any:
+    return fragile.do.run({what})
+
+
+@svc.api(input=Text(), output=Text())
+def leave(what: str) -> str:
+    raise SystemExit(what)
+
+
+@svc.api(input=Text(), output=JSON())
+def saved(tag: str) -> Any:
+    model = adapter.picklable_model.save_model(tag, len)
+    return [str(m.tag) for m in adapter.models.list(tag)] == [str(adapter.models.get(f"{tag}:latest").tag)] and (
+        adapter.picklable_model.load_model(model.tag)("four")
+    )
 
 
 @svc.api(input=Text(), output=Text())

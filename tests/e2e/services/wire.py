@@ -1,5 +1,6 @@
 """One Runnable with a method for each kind of call, and one whose tensors are typed."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,6 +15,27 @@ from adapter.exceptions import NotFound
 
 class Teapot(adapter.exceptions.AdapterError):
     error_code = 418
+
+
+class Silent(adapter.exceptions.AdapterError):
+    error_code = 418
+
+    def __init__(self) -> None:
+        """Not calling the base class, as people do."""
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Statusless(adapter.exceptions.AdapterError):
+    error_code = "abc"  # type: ignore[assignment]  # what a person may write
+
+
+@dataclass
+class Half:
+    whole: int
 
 
 class Row(BaseModel):
@@ -89,6 +111,24 @@ class Calls(adapter.Runnable):
     @adapter.Runnable.method
     def teapot(self) -> None:
         raise Teapot("short and stout")
+
+    @adapter.Runnable.method
+    def bad_error(self, kind: str) -> Any:
+        if kind == "no message":
+            raise Silent
+        if kind == "no text":
+            raise Unprintable
+        if kind == "no status":
+            raise Statusless("odd")
+        if kind == "exit":
+            raise SystemExit(3)
+        if kind == "cancelled":
+            raise asyncio.CancelledError
+        if kind == "long":
+            raise NotFound("ü" * 100_000)
+        if kind == "surrogate":
+            raise NotFound("a\ud800b\0c")
+        return {"unsendable": {1}, "half a dataclass": Half.__new__(Half)}[kind]
 
     @adapter.Runnable.method
     async def later(self, value: int) -> int:
