@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -202,19 +203,28 @@ def test_engine_when_ready(engine: Engine, caplog: pytest.LogCaptureFixture) -> 
         assert b'nv_inference_request_failure{model="good",reason="BACKEND",version="1"} 1' in response.read()
 
 
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
 @pytest.mark.parametrize("name", ["sp ace", "quo'te\"", "$(touch PWNED)x", "ünï"])
 def test_engine_when_a_shell_would_misread_its_paths(installation: Installation, tmp_path: Path, name: str) -> None:
-    prefix, temporary = tmp_path / f"{name} engine" / "triton", tmp_path / "temporary"
-    repository = _write(tmp_path / name, good=GOOD, bad=BAD)
-    prefix.parent.mkdir()
+    repository, temporary = _write(tmp_path / name, good=GOOD, bad=BAD), tmp_path / "temporary"
     temporary.mkdir()
-    prefix.symlink_to(installation.prefix)
-    here = replace(installation, tritonserver=prefix / "bin" / "tritonserver")
+    here = installation
+    if installation.bundled:  # as with ADAPTER_CACHE, or a home, of such a name
+        whole = installation.prefix.parent.parent
+        shutil.copytree(whole, tmp_path / f"{name} engine", symlinks=True, copy_function=_link)
+        moved = tmp_path / f"{name} engine" / installation.tritonserver.relative_to(whole)
+        here = replace(installation, tritonserver=moved)
     env = {**os.environ, "TMPDIR": str(temporary)}
     with Engine(here, repository, ["good"], env=env) as made:
         made.wait_ready(60)
         assert _call(made, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
-        assert len(list(temporary.glob("*/*"))) == (2 if here.backends() else 1)
+        assert len(list(temporary.glob("*/*"))) == (2 if installation.bundled else 1)
     assert not list(temporary.iterdir())
     with Engine(here, repository, ["bad"], env=env) as made, pytest.raises(EngineError) as raised:
         made.wait_ready(60)
