@@ -110,8 +110,8 @@ class Runner:
     `max_batch_size` and `max_latency_ms` hold for every batchable method unless `method_configs` (a mapping
     from method names to settings; `runnable_method_configs`, a list with `method_name` or `name`, means the same) says
     otherwise; a call that Triton has not answered after `max_latency_ms`, waiting and running, raises
-    ServiceUnavailable, which a client sees as 503. `cpu`, `nvidia_gpu` (or `gpu`) and `custom_resources` are what it asks for; `models` the saved models
-    that the class reads. Source: seeds 001 and 003.
+    ServiceUnavailable, which a client sees as 503. `cpu`, `nvidia_gpu` (or `gpu`) and `custom_resources` are what it
+    asks for; `models` the saved models that the class reads. Source: seeds 001 and 003.
     """
 
     def __init__(

@@ -197,11 +197,11 @@ class Engine:
         self.exit_timeout_s = exit_timeout_s
         self._id = f"adapter-{secrets.token_hex(4)}"
         self._key = secrets.token_hex(16)
-        self._environment = environment(installation, env)
         self._regions: set[str] = set()
         self._stopped = False
         self._paths = PlainPaths(env)
         try:
+            self._environment = environment(installation, env, plain=self._paths.of)
             self._repository = self._paths.of(repository)
             backends = installation.backends()
             self._backends = None if backends is None else self._paths.of(backends)

@@ -9,7 +9,7 @@ import logging
 import os
 import site
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from adapter.exceptions import EngineError
@@ -30,9 +30,12 @@ logger = logging.getLogger("adapter.engine")
 _PROGRAMS = ("/usr/local/bin", "/usr/bin", "/bin")
 
 
-def environment(installation: Installation, env: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    installation: Installation, env: Mapping[str, str], *, plain: Callable[[Path], Path] = Path
+) -> dict[str, str]:
     """Make the environment in which Triton's stubs and their workers use the Python that runs this process.
 
+    `plain` gives a folder a name in ASCII: from Python 3.11 on a stub does not find its site-packages under any other.
     Raises EngineError where a bundled engine cannot run this Python.
     """
     made = {**env, "ADAPTER_WORKER_PYTHON": sys.executable, "PATH": _with_programs(env.get("PATH", ""))}
@@ -50,6 +53,8 @@ def environment(installation: Installation, env: Mapping[str, str]) -> dict[str,
     numpy = _folder_of_numpy()
     if numpy is not None and numpy not in map(Path, site.getsitepackages()):
         programs = _python_with(numpy, folders / "python") or programs
+    if not str(programs).isascii():
+        programs = plain(programs.parent) / programs.name
     made["PATH"] = _before(str(programs), made["PATH"])
     if needs_libpython(python):
         library = libpython(python)
@@ -81,7 +86,7 @@ def _python_with(folder: Path, parent: Path) -> Path | None:
     try:
         programs.mkdir(parents=True, exist_ok=True)
         packages.mkdir(parents=True, exist_ok=True)
-        _write(packages / "adapter.pth", "\n".join(paths) + "\n")
+        _write(packages / "adapter.pth", "".join(map(_pth_line, paths)))
         _write(made / "pyvenv.cfg", f"home = {base.parent}\ninclude-system-site-packages = true\n")
         with contextlib.suppress(FileExistsError):
             (programs / "python3").symlink_to(base)
@@ -89,6 +94,13 @@ def _python_with(folder: Path, parent: Path) -> Path | None:
         logger.debug("%s cannot be written (%s); Triton's stubs may not find numpy.", made, error)
         return None
     return programs
+
+
+def _pth_line(path: str) -> str:
+    """Make the line of a .pth file; a stub reads these as ASCII, and gives up at anything else."""
+    if path.isascii():
+        return f"{path}\n"
+    return f"import os, sys; sys.path.append(os.fsdecode({os.fsencode(path)!r}))\n"
 
 
 def _folder_of_one(library: Path, parent: Path) -> Path:

@@ -194,13 +194,13 @@ def test_engine_when_ready(engine: Engine, caplog: pytest.LogCaptureFixture) -> 
     assert os.getsid(engine.pid) == engine.pid
     assert _call(engine, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
     with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
-        assert b'nv_inference_request_failure{model="good",reason="BACKEND",version="1"} 0' in response.read()
+        assert b'nv_inference_count{model="good",version="1"} 0' in response.read()
     request = service_pb2.ModelInferRequest(model_name="good", raw_input_contents=[b"\0\0\0\0"])
     request.inputs.add(name="x", datatype="FP32", shape=[1])
     with pytest.raises(grpc.RpcError, match="it answers"):
         _call(engine, "ModelInfer", request)
     with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
-        assert b'nv_inference_request_failure{model="good",reason="BACKEND",version="1"} 1' in response.read()
+        assert b'nv_inference_count{model="good",version="1"} 1' in response.read()
 
 
 def _link(source: str, target: str) -> None:
@@ -307,15 +307,17 @@ def test_log_when_starting(installation: Installation, repository: Path, caplog:
     assert "successfully loaded 'good'" in quiet
 
 
+@pytest.mark.parametrize("name", ["packages", "sp ace", "ünï"])
 def test_wait_ready_when_numpy_is_only_on_pythonpath(
-    installation: Installation, repository: Path, tmp_path: Path
+    installation: Installation, repository: Path, tmp_path: Path, name: str
 ) -> None:
-    elsewhere = tmp_path / "packages"
+    elsewhere = tmp_path / name
     elsewhere.mkdir()
     for name in ("numpy", "numpy.libs"):
         if (Path(np.__file__).parent.parent / name).is_dir():
             (elsewhere / name).symlink_to(Path(np.__file__).parent.parent / name)
-    venv.create(tmp_path / "bare", symlinks=True)
+    python = tmp_path / f"{name} venv" / "bin" / "python"
+    venv.create(python.parent.parent, symlinks=True)
     code = f"""
 import os, pathlib, sys
 import numpy
@@ -332,7 +334,7 @@ with Engine(ensure(os.environ), pathlib.Path({str(repository)!r}), ["good"], env
         "ADAPTER_CACHE": str(tmp_path),
         "ADAPTER_TRITONSERVER": str(installation.tritonserver),
     }
-    done = subprocess.run([tmp_path / "bare" / "bin" / "python", "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run([python, "-c", code], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapter.exceptions import EngineError
@@ -33,6 +36,26 @@ def test_environment_when_path_lacks_the_systems_programs(tmp_path: Path, path: 
 def test_environment_when_bundled_has_no_stub_for_this_python(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=f"this is Python {running_python()}.*--development"):
         environment(Installation(tmp_path / "bin" / "tritonserver", "cache", "2.51.0", bundled=True), {})
+
+
+def test_environment_when_the_virtual_environment_has_no_plain_name(tmp_path: Path) -> None:
+    venv.create(tmp_path / "vénv", symlinks=True)
+    (tmp_path / f"backends-{running_python()}").mkdir()
+    code = f"""
+import sys
+from pathlib import Path
+sys.path += {sys.path!r}
+from adapter.triton.environment import environment
+from adapter.triton.installation import Installation
+installation = Installation(Path({str(tmp_path)!r}) / "bin" / "tritonserver", "cache", "2.51.0", bundled=True)
+made = environment(installation, {{"ADAPTER_CACHE": {str(tmp_path / "cache")!r}}}, plain=lambda path: Path("/link"))
+print(made["PATH"])
+"""
+    # a numpy among its own packages, or the stub is led to one elsewhere
+    packages = tmp_path / "vénv" / "lib" / f"python{running_python()}" / "site-packages"
+    (packages / "numpy").symlink_to(Path(np.__file__).parent)
+    done = subprocess.run([tmp_path / "vénv" / "bin" / "python", "-c", code], capture_output=True, text=True)
+    assert (done.stderr, done.stdout) == ("", "/link/bin:/usr/local/bin:/usr/bin:/bin\n")
 
 
 def test_environment_when_bundled(tmp_path: Path) -> None:
