@@ -30,7 +30,7 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         import numpy, sys
-        pb_utils.Logger.log_info("numpy of " + numpy.__file__)
+        pb_utils.Logger.log_info("numpy of " + numpy.__file__.encode("ascii", "replace").decode())
         print("printed by a model", flush=True)
     def execute(self, requests):
         return [pb_utils.InferenceResponse(error=pb_utils.TritonError("it answers")) for _ in requests]
