@@ -21,8 +21,9 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
-from adapter.triton.engine import HOST, RESTRICTED, Engine, PlainPaths, Ports, command
+from adapter.triton.engine import HOST, RESTRICTED, Engine, Ports, command
 from adapter.triton.installation import Installation
+from adapter.triton.plain_paths import PlainPaths
 from adapter.triton.stubs import SHM_FOLDER, mapped_regions, session
 
 GOOD = """
