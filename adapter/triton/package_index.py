@@ -9,13 +9,17 @@ from __future__ import annotations
 import base64
 import configparser
 import http.client
+import importlib.util
 import json
 import os
+import re
 import shutil
 import ssl
 import sys
+import sysconfig
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -25,7 +29,9 @@ from urllib.response import addinfourl
 
 from adapter.exceptions import EngineError
 
-DEFAULT_INDEX = ""
+# where pip says which index it uses by default, and how
+_PIPS_FILE = "_internal/models/index.py"
+_PIPS_INDEX = re.compile(r'^PyPI = PackageIndex\(\s*"([^"]+)"', re.MULTILINE)
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 _OPTIONS = ("index-url", "extra-index-url", "no-index", "find-links", "cert", "proxy", "timeout")
 _SECTIONS = ("global", "install", "download")
@@ -41,7 +47,7 @@ class PackageIndex:
     """Where packages come from, in the order in which to look."""
 
     folders: tuple[Path, ...] = ()
-    urls: tuple[str, ...] = (DEFAULT_INDEX,)
+    urls: tuple[str, ...] = ()
     cert: str | None = None
     proxy: str | None = None
     timeout_s: float = _DEFAULT_TIMEOUT_S
@@ -51,7 +57,7 @@ class PackageIndex:
         """Read what pip would: its variables (PIP_INDEX_URL, …), before its configuration files, before defaults."""
         options = _from_files(env)
         options.update({o: v for o in _OPTIONS if (v := env.get("PIP_" + o.replace("-", "_").upper()))})
-        urls = [options.get("index-url", DEFAULT_INDEX), *options.get("extra-index-url", "").split()]
+        urls = [options.get("index-url") or default_index(), *options.get("extra-index-url", "").split()]
         if options.get("no-index", "").lower() in ("1", "true", "yes", "on"):
             urls = []
         links = [_local(link) for link in options.get("find-links", "").split()]
@@ -60,7 +66,7 @@ class PackageIndex:
             timeout_s = float(options.get("timeout", _DEFAULT_TIMEOUT_S))
         except ValueError:
             timeout_s = _DEFAULT_TIMEOUT_S
-        return cls(tuple(p for p in links if p), tuple(urls), cert, options.get("proxy"), timeout_s)
+        return cls(tuple(p for p in links if p), tuple(u for u in urls if u), cert, options.get("proxy"), timeout_s)
 
     def fetch(self, project: str, filename: str, to: Path, size: int, progress: Progress | None = None) -> None:
         """Write the file `filename` of `project` to `to`; the caller checks its hash, whatever the index says of it.
@@ -82,7 +88,7 @@ class PackageIndex:
                 failures.append(f"{_without_password(url)} does not have it")
             except (OSError, ValueError, LookupError, http.client.HTTPException) as error:
                 failures.append(f"{_without_password(url)}: {_reason(error)}")
-        why = "; ".join(failures) or "pip is configured to use no index"
+        why = "; ".join(failures) or "pip is configured to use no index, or there is no pip to tell the usual one"
         raise EngineError(
             f"{filename} cannot be downloaded ({why}): set pip's "
             "index-url to an index that has it, or fetch the file elsewhere and set ADAPTER_ENGINE_WHEEL to its path."
@@ -159,6 +165,33 @@ class PackageIndex:
         if self.cert and Path(self.cert).is_dir():
             return ssl.create_default_context(capath=self.cert)
         return ssl.create_default_context(cafile=self.cert)
+
+
+def default_index() -> str | None:
+    """The package index that pip uses where none is configured, as pip says; None where there is no pip.
+
+    Asked are the pip that is installed here, and those that Python carries to make virtual environments.
+    """
+    for text in _texts_of_pip():
+        found = _PIPS_INDEX.search(text)
+        if found is not None:
+            return urljoin(found[1], "simple")
+    return None
+
+
+def _texts_of_pip() -> Iterator[str]:
+    installed = importlib.util.find_spec("pip")
+    if installed is not None and installed.origin:
+        file = Path(installed.origin).parent / _PIPS_FILE
+        if file.is_file():
+            yield file.read_text(encoding="utf-8")
+    bundler = importlib.util.find_spec("ensurepip")
+    folders = [Path(bundler.origin).parent / "_bundled"] if bundler is not None and bundler.origin else []
+    if packaged := sysconfig.get_config_var("WHEEL_PKG_DIR"):  # where a distribution keeps them
+        folders.append(Path(packaged))
+    for wheel in (w for folder in folders for w in folder.glob("pip-*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive.read(f"pip/{_PIPS_FILE}").decode()
 
 
 class _Links(HTMLParser):

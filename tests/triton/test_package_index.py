@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import adapter
 from adapter.exceptions import EngineError
-from adapter.triton.package_index import DEFAULT_INDEX, PackageIndex
+from adapter.triton.package_index import PackageIndex, default_index
 
 CONTENT = b"0123456789" * 1000
 NAME = "some_project-1.0-py3-none-any.whl"
@@ -140,7 +144,7 @@ def test_fetch_when_no_index_has_the_file(tmp_path: Path, site: Site) -> None:
 
 def test_configured_when_nothing_is(tmp_path: Path) -> None:
     found = PackageIndex.configured({"PIP_CONFIG_FILE": "/dev/null", "HOME": str(tmp_path)})
-    assert found == PackageIndex(urls=(DEFAULT_INDEX,))
+    assert found == PackageIndex(urls=(default_index() or "",))
 
 
 def test_configured_when_file_and_variables_differ(tmp_path: Path) -> None:
@@ -162,3 +166,23 @@ def test_configured_when_file_is_broken(tmp_path: Path) -> None:
     (tmp_path / "pip.conf").write_text("index-url = x\n")
     with pytest.raises(EngineError, match=r"pip\.conf cannot be read"):
         PackageIndex.configured({"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "HOME": str(tmp_path)})
+
+
+def test_default_index_is_what_pip_says(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
+    asked = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    pip = subprocess.run([sys.executable, "-c", asked], env=env, capture_output=True, text=True, check=True)
+    assert default_index() == pip.stdout.strip()
+
+
+def test_default_index_is_known_in_an_environment_without_pip(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    script = "from adapter.triton.package_index import default_index; print(default_index())"
+    done = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "python"), "-c", script],
+        env={**os.environ, "PYTHONPATH": str(Path(adapter.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == default_index()
