@@ -308,7 +308,11 @@ def test_log_when_starting(installation: Installation, repository: Path, caplog:
     assert "successfully loaded 'good'" in quiet
 
 
-@pytest.mark.parametrize("name", ["packages", "sp ace", "ünï"])
+@pytest.mark.parametrize(
+    "name",
+    # from Python 3.12 on the stub of Triton 2.51 ends where the folder of numpy is not named in ASCII
+    ["packages", "sp ace", *(["ünï"] if sys.version_info < (3, 12) else [])],
+)
 def test_wait_ready_when_numpy_is_only_on_pythonpath(
     installation: Installation, repository: Path, tmp_path: Path, name: str
 ) -> None:
