@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 import anyio
@@ -31,7 +31,7 @@ from adapter.exceptions import (
     sentence,
     status_of,
 )
-from adapter.runner import LocalTransport
+from adapter.runner import LocalTransport, Runner
 from adapter.server.openapi import document
 from adapter.services import API, Service
 from adapter.triton.client import TritonClient, connect, deadline, request_id
@@ -62,8 +62,7 @@ class LocalRunners:
     """All runners in this process: `adapter serve --development`, and embedded ones."""
 
     async def start(self, service: Service) -> None:
-        for runner in service.runners:
-            runner.connect(await asyncio.to_thread(LocalTransport, runner.spec, serving=True))
+        await _run_here(service.runners)
 
     async def not_ready(self) -> str:
         return ""
@@ -86,9 +85,7 @@ class TritonRunners:
         self._client = TritonClient(self._url)
         remote = [r for r in service.runners if not r.spec.embedded]
         self._expected = connect(self._client, service.name, remote, self._manifest)
-        for runner in service.runners:
-            if runner.spec.embedded:
-                runner.connect(await asyncio.to_thread(LocalTransport, runner.spec, serving=True))
+        await _run_here(r for r in service.runners if r.spec.embedded)
 
     async def not_ready(self) -> str:
         if time.monotonic() - self._asked > _READY_FOR_S:
@@ -100,6 +97,11 @@ class TritonRunners:
         for runner in service.runners:
             runner.destroy()
         await self._client.close()
+
+
+async def _run_here(runners: Iterable[Runner]) -> None:
+    for runner in runners:
+        runner.connect(await asyncio.to_thread(LocalTransport, runner.spec, serving=True))
 
 
 def create_app(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from google.protobuf import text_format
@@ -36,22 +37,22 @@ class Entry:
     methods: tuple[MethodSpec, ...]
     placement: Placement = Placement()
 
-    @property
+    @cached_property
     def typed(self) -> bool:
         """Whether its tensors are the method's own: there is one method, or all have the same signature."""
         first = self.methods[0].signature
         return all(m.typed and m.signature == first for m in self.methods)
 
-    @property
+    @cached_property
     def batched(self) -> bool:
         return any(m.signature.batchable for m in self.methods)
 
-    @property
+    @cached_property
     def max_batch_size(self) -> int:
         """Items in one Triton request, 0 where Triton sees no batch axis."""
         return max((m.batching.max_batch_size for m in self.methods if m.signature.batchable), default=0)
 
-    @property
+    @cached_property
     def interface(self) -> str:
         """A fingerprint of what a front must agree on: methods, tensors and batching."""
         text = json.dumps(

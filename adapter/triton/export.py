@@ -305,7 +305,7 @@ def _write_entry(repository: Path, planned: PlannedEntry) -> Written:
             _replace(folder / "config.pbtxt", config)
         return Written(planned.name, latest, changed=not same)
     version = (latest or 0) + 1
-    # on the same file system, so that the rename is atomic; Triton passes over names that begin with a dot
+    # on the same file system, so that the rename is atomic; Triton loads by name, so it does not look in here
     scratch = repository / f".{planned.name}.{uuid.uuid4().hex}"
     try:
         for name, content in planned.files.items():
