@@ -7,7 +7,9 @@ AdapterError                      500
 ├── PayloadTypeError              500   a value has a type that cannot cross to a runner (also a TypeError)
 ├── NotFound                      404   no such model, API or entry
 ├── AlreadyExists                 409   the name is taken
+├── BodyTooLarge                  413   the body of a request is longer than the server takes
 ├── UnprocessableEntity           422
+├── TooManyRequests               429   try again later (`retry_after` seconds)
 ├── ServiceUnavailable            503   try again later (`retry_after` seconds)
 ├── DeadlineExceeded              504   the time that the caller allowed is over
 ├── InternalServerError           500
@@ -33,6 +35,8 @@ class AdapterError(Exception):
     """Base of every error of adapter; `error_code` is the HTTP status it becomes."""
 
     error_code: int = HTTPStatus.INTERNAL_SERVER_ERROR
+    request_id: str | None = None
+    """The id of the HTTP request that a server answered with this error; `adapter.client` sets it."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
@@ -63,16 +67,26 @@ class AlreadyExists(AdapterError):
     error_code = HTTPStatus.CONFLICT
 
 
+class BodyTooLarge(AdapterError):
+    error_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
 class UnprocessableEntity(AdapterError):
     error_code = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
-class ServiceUnavailable(AdapterError):
-    error_code = HTTPStatus.SERVICE_UNAVAILABLE
-
+class _TryAgain(AdapterError):
     def __init__(self, message: str = "", *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TooManyRequests(_TryAgain):
+    error_code = HTTPStatus.TOO_MANY_REQUESTS
+
+
+class ServiceUnavailable(_TryAgain):
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
 
 
 class DeadlineExceeded(AdapterError):
@@ -92,9 +106,10 @@ class StateException(AdapterError):
 
 
 class MissingDependencyException(AdapterError):
-    def __init__(self, library: str, *, extra: str) -> None:
+    def __init__(self, library: str, *, extra: str, feature: str = "") -> None:
+        what = feature or f"adapter.{extra}"
         super().__init__(
-            f"{library} is not installed, and adapter.{extra} needs it: run `pip install 'triton-adapter[{extra}]'`."
+            f"{library} is not installed, and {what} needs it: run `pip install 'triton-adapter[{extra}]'`."
         )
 
 

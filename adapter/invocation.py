@@ -69,7 +69,7 @@ class Invoker:
 
     def _one(self, call: Call) -> Any:
         method = call.method
-        size = _batch_size(call) if method.signature.batchable else None
+        size = batch_size(call) if method.signature.batchable else None
         if size is None:
             return self._invoke(call)
         most, axis = method.batching.max_batch_size, method.signature.batch_dim[1]
@@ -128,7 +128,7 @@ def _key(call: Call) -> tuple[Hashable | None, int]:
     if not call.method.signature.batchable:
         return None, 1
     try:
-        size = _batch_size(call)
+        size = batch_size(call)
     except InvalidArgument:
         return None, 1
     if size is None:
@@ -170,7 +170,8 @@ def _size(value: Any, axis: int) -> int | None:
     return None
 
 
-def _batch_size(call: Call) -> int | None:
+def batch_size(call: Call) -> int | None:
+    """The items of a call along the batch axis, None where no argument has one; InvalidArgument where they differ."""
     axis = call.method.signature.batch_dim[0]
     sizes = {n for value in (*call.args, *call.kwargs.values()) if (n := _size(value, axis)) is not None}
     if len(sizes) > 1:
@@ -191,7 +192,7 @@ def _join_calls(calls: Sequence[Call]) -> tuple[Call, list[int]]:
 
     args = tuple(join(list(values)) for values in zip(*(c.args for c in calls), strict=True))
     kwargs = {name: join([c.kwargs[name] for c in calls]) for name in calls[0].kwargs}
-    return Call(method, args, kwargs), [_batch_size(call) or 0 for call in calls]
+    return Call(method, args, kwargs), [batch_size(call) or 0 for call in calls]
 
 
 def _cut_call(call: Call, sizes: Sequence[int]) -> list[Call]:

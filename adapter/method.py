@@ -50,11 +50,18 @@ class MethodSpec:
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise the TypeError that Python itself would where the arguments do not fit the method."""
-        if self.call is not None:
+        if self.call is not None and (kwargs or len(args) != self._arity):
             try:
                 self.call.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{self.name}() {error}") from None
+
+    @cached_property
+    def _arity(self) -> int:
+        """How many positional arguments fit without a look at their names, -1 where that depends."""
+        parameters = self.signature.parameters or ()
+        plain = all(p.kind in _POSITIONAL and p.required for p in parameters)
+        return len(parameters) if plain else -1
 
     # ---- typed tensors ----------------------------------------------------------------------------------------
 
@@ -76,6 +83,11 @@ class MethodSpec:
         Raises TypeError where a tensor is missing, InvalidArgument where its data type or shape does not fit, and
         PayloadTypeError where an argument beside the tensors is not a plain JSON value.
         """
+        if not kwargs and self._plain and len(args) == self._arity and all(type(a) is np.ndarray for a in args):
+            axis = self.signature.batch_dim[0]
+            arrays = [self._wire(spec.cast(a), axis, spec) for spec, a in zip(self.inputs, args, strict=True)]
+            self._check_sizes(arrays)
+            return arrays, ""
         named = self._named(args, kwargs)
         arrays, columns = [], {}
         for spec in self.inputs:
@@ -87,14 +99,23 @@ class MethodSpec:
                     columns[spec.name] = [c if type(c) is int else str(c) for c in value.columns.tolist()]
                 value = value.to_numpy()
             arrays.append(self._wire(spec.cast(value), self.signature.batch_dim[0], spec))
-        if self.signature.batchable:
-            sizes = {a.shape[0] for a in arrays}
-            if len(sizes) > 1:
-                raise InvalidArgument(f"{self.name}() takes tensors of one batch size, but they have {sorted(sizes)}.")
-            if not sizes or 0 in sizes:
-                raise InvalidArgument(f"{self.name}() takes a batch of at least one item; this one is empty.")
+        self._check_sizes(arrays)
         extra = {key: value for key, value in (("kwargs", named), ("columns", columns)) if value}
         return arrays, self._json(extra) if extra else ""
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether the parameters are the tensors, in their order."""
+        return [p.name for p in self.signature.parameters or ()] == [spec.name for spec in self.inputs]
+
+    def _check_sizes(self, arrays: Sequence[Array]) -> None:
+        if not self.signature.batchable:
+            return
+        sizes = {array.shape[0] for array in arrays}
+        if len(sizes) > 1:
+            raise InvalidArgument(f"{self.name}() takes tensors of one batch size, but they have {sorted(sizes)}.")
+        if not sizes or 0 in sizes:
+            raise InvalidArgument(f"{self.name}() takes a batch of at least one item; this one is empty.")
 
     def unpack(self, arrays: Sequence[Array], extra: str) -> Call:
         """The call that `pack` packed; their batch axis where the method expects it."""

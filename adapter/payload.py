@@ -12,11 +12,15 @@ with one key that names its kind:
 `i` is the index of a buffer, each of which belongs to one value. Lone surrogates stay in strings, so the header is
 UTF-8 with "surrogatepass". A dataclass or a pydantic model travels as a dict; `rebuild` makes it anew from the
 annotation of the parameter that receives it.
+
+Several blobs travel as one bundle: `ADPN`, their number (uint32), for each the length of a note (uint32) and of the
+blob (uint64), and then note and blob of each.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -34,8 +38,8 @@ from adapter.exceptions import InvalidArgument, PayloadTypeError
 Buffer = bytes | bytearray | memoryview
 Node = Any
 
-MAGIC = b"ADP1"
-_HEAD = struct.Struct("<4sI")
+MAGIC, BUNDLE = b"ADP1", b"ADPN"
+_HEAD, _SIZES = struct.Struct("<4sI"), struct.Struct("<IQ")
 _ALIGNMENT = 64
 _ARRAY_KINDS = "biufcUSMm"
 _DTYPE = re.compile(r"[<>|=][biufcUSMm]\d*(\[\d*\w+\])?")
@@ -93,6 +97,43 @@ def decode(blob: Buffer) -> Any:
         raise InvalidArgument(f"A value came that needs {error.name}, which is not installed here: {error}.") from error
     except Exception as error:  # pandas and PIL raise anything on what is broken
         raise InvalidArgument(f"These {len(memory)} bytes are not a value that adapter wrote: {error}.") from error
+
+
+# ---- several blobs as one -----------------------------------------------------------------------------------------
+
+
+def bundle(blobs: Sequence[tuple[str, Buffer]]) -> bytes:
+    """Several blobs as one, each with a note."""
+    notes = [note.encode() for note, _ in blobs]
+    sizes = [_SIZES.pack(len(note), len(blob)) for note, (_, blob) in zip(notes, blobs, strict=True)]
+    contents = itertools.chain.from_iterable(zip(notes, (blob for _, blob in blobs), strict=True))
+    return b"".join([_HEAD.pack(BUNDLE, len(blobs)), *sizes, *contents])
+
+
+def is_bundle(blob: Buffer) -> bool:
+    """Whether `bundle` made this, and not `encode`."""
+    return bytes(blob[:4]) == BUNDLE
+
+
+def unbundle(blob: Buffer) -> list[tuple[str, memoryview]]:
+    """The blobs of a bundle with their notes; InvalidArgument where it is none."""
+    memory = memoryview(blob)
+    try:
+        magic, count = _HEAD.unpack_from(memory)
+        if magic != BUNDLE or count * _SIZES.size > len(memory):
+            raise ValueError(f"it begins with {bytes(memory[: _HEAD.size])!r}")
+        sizes = list(_SIZES.iter_unpack(memory[_HEAD.size : _HEAD.size + count * _SIZES.size]))
+        position = _HEAD.size + count * _SIZES.size
+        if position + sum(a + b for a, b in sizes) != len(memory):
+            raise ValueError("it is cut short")
+        found = []
+        for note, size in sizes:
+            middle = position + note
+            found.append((str(memory[position:middle], "utf-8"), memory[middle : middle + size]))
+            position = middle + size
+        return found
+    except (ValueError, struct.error) as error:
+        raise InvalidArgument(f"These {len(memory)} bytes are not a bundle of calls: {error}.") from error
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------

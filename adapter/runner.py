@@ -18,6 +18,8 @@ from adapter.model import DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_LATENCY_MS, Batchi
 from adapter.runnable import Runnable
 from adapter.tag import valid_name
 
+DEFAULT_CALL_TIMEOUT_S = 900.0  # a batch that runs longer is taken for hung
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +29,7 @@ class Transport(Protocol):
     def run(self, method: MethodSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a method and wait for its result, from a thread without an event loop."""
 
-    async def async_run(self, method: MethodSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def async_run(self, method: MethodSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
         """Call a method from an event loop."""
 
     def close(self) -> None:
@@ -36,11 +38,15 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one runner asks for: CPUs, GPUs (a part of one is allowed), and anything a strategy of your own knows."""
+    """What one runner asks for: CPUs, GPUs (a part of one is allowed), and anything a strategy of your own knows.
+
+    `gpus` are the indices of the GPUs that are meant, None where it may be any.
+    """
 
     cpu: float | None = None
     nvidia_gpu: float | None = None
     custom: Mapping[str, Any] = field(default_factory=dict)
+    gpus: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("cpu", "nvidia_gpu"):
@@ -55,7 +61,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class RunnerSpec:
-    """All that is known of a runner before it runs; what `adapter export` writes down."""
+    """All that is known of a runner before it runs; what `adapter export` writes down.
+
+    `given` says which settings stand in the code: a pair of a method (or "") and the name of the setting.
+    """
 
     name: str
     runnable_class: type[Runnable]
@@ -66,6 +75,10 @@ class RunnerSpec:
     resources: Resources = Resources()
     strategy: Any = None
     embedded: bool = False
+    retry_failed_batch: bool = True
+    workers_per_resource: float = 1.0
+    call_timeout_s: float = DEFAULT_CALL_TIMEOUT_S
+    given: frozenset[tuple[str, str]] = frozenset()
 
 
 class RunnerMethod:
@@ -93,9 +106,9 @@ class RunnerMethod:
 
     __call__ = run
 
-    async def async_run(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method from an `async def` function."""
-        return await self._runner.transport.async_run(self.config, args, kwargs)
+    def async_run(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call the method from an `async def` function: `await runner.predict.async_run(x)`."""
+        return self._runner.transport.async_run(self.config, args, kwargs)
 
     def __repr__(self) -> str:
         return f"RunnerMethod({self._runner.name}.{self.name})"
@@ -111,7 +124,9 @@ class Runner:
     from method names to settings; `runnable_method_configs`, a list with `method_name` or `name`, means the same) says
     otherwise; a call that Triton has not answered after `max_latency_ms`, waiting and running, raises
     ServiceUnavailable, which a client sees as 503. `cpu`, `nvidia_gpu` (or `gpu`) and `custom_resources` are what it
-    asks for; `models` the saved models that the class reads. Source: seeds 001 and 003.
+    asks for; `models` the saved models that the class reads. When a batch of several calls fails, each of them runs
+    once more by itself, so that one bad call hurts no other; `retry_failed_batch=False` turns that off, for methods
+    with side effects. Source: seeds 001 and 003.
     """
 
     def __init__(
@@ -132,11 +147,14 @@ class Runner:
         gpu: float | None = None,
         custom_resources: Mapping[str, Any] | None = None,
         embedded: bool = False,
+        retry_failed_batch: bool = True,
         model: Model | None = None,
     ) -> None:
         if not (isinstance(runnable_class, type) and issubclass(runnable_class, Runnable)):
             raise InvalidArgument(f"A Runner is made of a subclass of adapter.Runnable, not of {runnable_class!r}.")
         configs = _method_configs(method_configs, runnable_method_configs)
+        everywhere = {"max_batch_size": max_batch_size, "max_latency_ms": max_latency_ms}
+        resources = {"cpu": cpu, "nvidia_gpu": _first(nvidia_gpu, gpu)}
 
         def batching(method: str) -> BatchingConfig:
             given = configs.get(method, {})
@@ -163,9 +181,19 @@ class Runner:
             methods=methods,
             models=_models(models),
             model=model,
-            resources=Resources(cpu, _first(nvidia_gpu, gpu), dict(custom_resources or {})),
+            resources=Resources(**resources, custom=dict(custom_resources or {})),
             strategy=_first(strategy, scheduling_strategy),
             embedded=embedded,
+            retry_failed_batch=retry_failed_batch,
+            given=frozenset(
+                [("", key) for key, value in resources.items() if value is not None]
+                + [
+                    (method, key)
+                    for method in methods
+                    for key, value in everywhere.items()
+                    if _first(configs.get(method, {}).get(key), value) is not None
+                ]
+            ),
         )
         self._methods = {method: RunnerMethod(self, spec) for method, spec in methods.items()}
         self._transport: Transport | None = None
@@ -188,6 +216,12 @@ class Runner:
                 self.name,
                 "is noted but has" if len(unused) == 1 else "are noted but have",
             )
+
+    def configure(self, spec: RunnerSpec) -> None:
+        """Give this runner another spec of the same class, before it runs: settings of a deployment change it."""
+        self.spec = spec
+        for name, method in self._methods.items():
+            method.config = spec.methods[name]
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import operator
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class TensorSpec:
             array = np.asarray(value)
         except ValueError as error:
             raise InvalidArgument(f"{self._subject} is ragged: {error}") from error
-        wanted = np.dtype(self.dtype)
+        wanted = self._numpy
         fitting = cast(array, wanted)
         if fitting is None:
             # numpy makes texts of all values where one is a text
@@ -121,6 +122,10 @@ class TensorSpec:
                 f"{self._subject} takes an array of shape {self.shape} (-1: any length), but {array.shape} came."
             )
         return array
+
+    @cached_property
+    def _numpy(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype)
 
     @property
     def _subject(self) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists in Triton's stub only
 
+from adapter.triton import worker_log
 from adapter.triton.channel import Channel, Region, aligned
 from adapter.triton.spec import EntrySpec
 
@@ -195,12 +196,8 @@ class WorkerProcess:
                 self._up.clear()
                 if not self._closed.is_set():
                     reason = _exit_reason(self._process)
-                    print(
-                        f"[WARNING] [adapter.runner] the worker of {self._spec.entry} died ({reason}); "
-                        "starting a new one",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    entry = self._spec.entry
+                    worker_log.say(entry, "WARNING", f"the worker of {entry} died ({reason}); starting a new one")
             pause = 0.0 if self._served else min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, 2 * pause))
 
     def _exchange(self) -> None:

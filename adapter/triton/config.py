@@ -16,7 +16,7 @@ from adapter.method import MethodSpec
 
 INTERFACE = "adapter_interface"  # the parameter of config.pbtxt with the fingerprint that readiness compares
 BLOB = "payload"  # the one tensor of an entry that is not typed
-_WIRE_VERSION = 1
+_WIRE_VERSION = 2
 
 
 @dataclass(frozen=True)

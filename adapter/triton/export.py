@@ -42,9 +42,19 @@ from adapter.triton.backend import TritonPythonModel
 """
 # what travels with an entry: everything that worker.py and backend.py import, and the framework files
 _RUNTIME = (
-    *("__init__.py", "exceptions.py", "tag.py", "tensor.py", "payload.py", "model.py", "models.py", "runnable.py"),
-    *("method.py", "invocation.py", "runner.py", "frameworks/*.py"),
-    *(f"triton/{name}.py" for name in ("__init__", "spec", "channel", "backend", "worker")),
+    *(
+        "__init__.py",
+        "absent.py",
+        "exceptions.py",
+        "tag.py",
+        "tensor.py",
+        "payload.py",
+        "model.py",
+        "models.py",
+        "metrics.py",
+    ),
+    *("runnable.py", "method.py", "invocation.py", "runner.py", "frameworks/*.py"),
+    *(f"triton/{name}.py" for name in ("__init__", "spec", "channel", "backend", "worker", "worker_log")),
 )
 
 Content = bytes | Path | Callable[[], bytes]
@@ -129,13 +139,13 @@ def _plan_runner(
     if runner.model is not None:
         for method in methods:
             entry = Entry(f"{before}{runner.name}.{method.name}", runner.name, (method,), where)
-            yield _plan_model(entry, runner.model)
+            yield _plan_model(entry, runner, runner.model)
     else:
         entry = Entry(f"{before}{service.name}.{runner.name}", runner.name, methods, where)
         yield _plan_runnable(entry, runner, folder)
 
 
-def _plan_model(entry: Entry, model: Model) -> PlannedEntry:
+def _plan_model(entry: Entry, runner: RunnerSpec, model: Model) -> PlannedEntry:
     files: dict[str, Content] = {f"model/{name}": path for name, path in _files_in(model.folder)}
     versions = model.info.context.get("framework_versions") or {}
     requirements = [f"{name}=={version}" for name, version in sorted(versions.items())]
@@ -143,6 +153,7 @@ def _plan_model(entry: Entry, model: Model) -> PlannedEntry:
     digest.update(json.dumps(model.info.options, sort_keys=True, default=str).encode())
     spec = _entry_spec(
         entry,
+        runner,
         fingerprint=digest.hexdigest(),
         models=({"folder": "model", "info": model.info.to_dict()},),
         options=dict(model.info.options),
@@ -159,7 +170,7 @@ def _plan_runnable(entry: Entry, runner: RunnerSpec, folder: Path) -> PlannedEnt
         files |= {f"{place}/{name}": path for name, path in _files_in(model.folder)}
         models.append({"folder": place, "info": model.info.to_dict()})
     files["runnable.pkl"] = taken.pickle
-    spec = _entry_spec(entry, fingerprint=taken.fingerprint, models=tuple(models), pickle="runnable.pkl")
+    spec = _entry_spec(entry, runner, fingerprint=taken.fingerprint, models=tuple(models), pickle="runnable.pkl")
     return _planned(entry, spec, files, list(taken.requirements))
 
 
@@ -178,7 +189,7 @@ def _planned(entry: Entry, spec: EntrySpec, files: dict[str, Content], requireme
     )
 
 
-def _entry_spec(entry: Entry, *, fingerprint: str, **more: Any) -> EntrySpec:
+def _entry_spec(entry: Entry, runner: RunnerSpec, *, fingerprint: str, **more: Any) -> EntrySpec:
     spec = EntrySpec(
         entry=entry.name,
         adapter=adapter.__version__,
@@ -187,6 +198,8 @@ def _entry_spec(entry: Entry, *, fingerprint: str, **more: Any) -> EntrySpec:
         batched=entry.batched,
         methods=[dict(method_record(m)) for m in entry.methods],
         threads=entry.placement.threads,
+        retry_failed_batch=runner.retry_failed_batch,
+        call_timeout_s=runner.call_timeout_s,
         interface=entry.interface,
         **more,
     )
@@ -197,17 +210,21 @@ def _entry_spec(entry: Entry, *, fingerprint: str, **more: Any) -> EntrySpec:
 def placement(runner: RunnerSpec, machine: Machine) -> Placement:
     """How many instances a runner gets, and where, from what it asks for and what the machine has.
 
-    One on each GPU that it asks for; else one on the CPUs if its library uses threads; else one on each CPU.
-    Source: `services_and_runners.md`, placement of BentoML 1.1.
+    One on each GPU that it asks for; else one on the CPUs if its library uses threads; else one on each CPU; that times
+    its `workers_per_resource`. GPUs that are named by index are those of the machine that will serve, so they need not
+    be here. Source: `services_and_runners.md`, placement of BentoML 1.1.
     """
-    asked = runner.resources
-    if asked.nvidia_gpu and supports_gpu(runner.runnable_class) and machine.gpus:
-        count = min(math.ceil(asked.nvidia_gpu), machine.gpus)
-        return Placement(count=1, gpus=tuple(range(count)))
+    asked, each = runner.resources, runner.workers_per_resource
+    if asked.nvidia_gpu and supports_gpu(runner.runnable_class) and (machine.gpus or asked.gpus):
+        gpus = asked.gpus or tuple(range(min(math.ceil(asked.nvidia_gpu), machine.gpus)))
+        if each < 1:  # one instance for several GPUs
+            gpus = gpus[: math.ceil(len(gpus) * each)]
+        return Placement(count=math.ceil(each), gpus=gpus)
     cpus = asked.cpu if asked.cpu is not None else machine.cpus
     if supports_threads(runner.runnable_class):
-        return Placement(count=1, threads=math.ceil(cpus))
-    return Placement(count=math.ceil(cpus), threads=1)
+        count = math.ceil(each)
+        return Placement(count=count, threads=max(1, math.ceil(cpus / count)))
+    return Placement(count=math.ceil(cpus * each), threads=1)
 
 
 def _files_in(folder: Path) -> list[tuple[str, Path]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import json
 import logging
 import os
 import pickle
@@ -17,7 +19,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from adapter.model import BatchingConfig, Model, ModelInfo
 from adapter.runnable import Runnable
 from adapter.tag import LATEST, Tag
 from adapter.tensor import numpy_dtype, triton_dtype
+from adapter.triton import worker_log
 from adapter.triton.channel import Channel, Region, aligned
 from adapter.triton.spec import EntrySpec
 
@@ -88,8 +92,14 @@ def load(folder: Path, spec: EntrySpec) -> tuple[Runnable, dict[str, MethodSpec]
         os.chdir(files if files.is_dir() else folder)  # here as anywhere else: what does not travel is not found
         with (folder / spec.pickle).open("rb") as file, entry_paths(folder):
             cls, parameters = pickle.load(file)
-    limits = {m["name"]: BatchingConfig(m["max_batch_size"], m["max_latency_ms"]) for m in spec.methods}
-    methods = {n: m for n, m in methods_of(cls, lambda n: limits.get(n, BatchingConfig())).items() if n in limits}
+    records = {m["name"]: m for m in spec.methods}
+    limits = {n: BatchingConfig(m["max_batch_size"], m["max_latency_ms"]) for n, m in records.items()}
+    methods = {
+        # settings of a deployment can say that a batchable method is not batched
+        name: replace(method, signature=replace(method.signature, batchable=records[name]["batchable"]))
+        for name, method in methods_of(cls, lambda n: limits.get(n, BatchingConfig())).items()
+        if name in records
+    }
     return cls(**parameters), methods
 
 
@@ -120,8 +130,18 @@ def model_in_entry(name: str, version: str) -> Model:
     return models.get(Tag(name, version))
 
 
+@dataclass
+class _Slot:
+    """One call among those of a batch, from its bytes to its answer."""
+
+    method: str
+    identity: str  # of the HTTP request, for the log
+    call: Call | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+
+
 class Worker:
-    """Answers batches: each request of one is decoded, run together with the others, and encoded."""
+    """Answers batches: each call of one is decoded, run together with the others, and encoded."""
 
     def __init__(
         self, runnable: Runnable, methods: Mapping[str, MethodSpec], spec: EntrySpec, channel: Channel
@@ -139,44 +159,67 @@ class Worker:
                 self._send(replies)
 
     def answer(self, requests: Sequence[Any]) -> list[list[Any] | AdapterError]:
-        """The output arrays of each request, or its error."""
-        outcomes: list[Outcome] = [Outcome()] * len(requests)
-        calls: list[tuple[int, Call]] = []
-        for i, (method, extra, _, tensors) in enumerate(requests):
-            try:
-                calls.append((i, self._decode(method, extra, tensors)))
-            except Exception as error:  # noqa: BLE001  # what came may be anything; it hurts its own request only
-                outcomes[i] = Outcome(error=error)
-        for (i, _), outcome in zip(calls, self._invoker.run([call for _, call in calls]), strict=True):
-            outcomes[i] = outcome
-        methods = {i: call.method for i, call in calls}
-        return [self._encode(methods.get(i), o, requests[i]) for i, o in enumerate(outcomes)]
+        """The output arrays of each request (for an entry that is not typed, a blob in parts), or its error."""
+        read = [self._read(*request) for request in requests]
+        slots = [slot for _, found in read for slot in found]
+        ready = [slot for slot in slots if slot.call is not None]
+        worker_log.running.request_id = ready[0].identity if len(ready) == 1 else ""
+        for slot, outcome in zip(ready, self._invoker.run([s.call for s in ready if s.call]), strict=True):
+            slot.outcome = outcome
+        worker_log.running.request_id = ""
+        replies: list[list[Any] | AdapterError] = []
+        for bundled, found in read:
+            answers = [self._encode(slot) for slot in found]
+            replies.append([payload.bundle([_noted(a) for a in answers])] if bundled else answers[0])
+        return replies
 
-    def _decode(self, name: str, extra: str, tensors: Sequence[Any]) -> Call:
-        method = self._methods.get(name) if name else next(iter(self._methods.values()))
-        if method is None:
-            raise NotFound(f"This entry has no method {name!r}; it has {', '.join(self._methods)}.")
-        memory = self._channel.into.memory
+    def _read(self, method: str, extra: str, identity: str, tensors: Sequence[Any]) -> tuple[bool, list[_Slot]]:
+        """The calls of a request, and whether they came as a bundle."""
         if self._spec.typed:
-            arrays = []
-            for dtype, shape, start in tensors:
-                count = int(np.prod(shape))
-                # a copy: the region is written again while user code may still hold its argument
-                arrays.append(np.frombuffer(memory, numpy_dtype(dtype), count, start).reshape(shape).copy())
-            return method.unpack(arrays, extra)
+            decode = functools.partial(self._typed_call, extra=extra, tensors=tensors)
+            return False, [self._slot(method, identity, decode)]
+        try:
+            blob = self._blob(tensors)
+            bundled = payload.is_bundle(blob)
+            blobs: Sequence[tuple[str, payload.Buffer]] = payload.unbundle(blob) if bundled else [(identity, blob)]
+        except AdapterError as error:
+            return False, [_Slot(method, identity, outcome=Outcome(error=error))]
+        return bundled, [self._slot(method, note, functools.partial(_blob_call, blob=b)) for note, b in blobs]
+
+    def _slot(self, name: str, identity: str, decode: Callable[[MethodSpec], Call]) -> _Slot:
+        slot = _Slot(name, identity)
+        try:
+            method = self._methods.get(name) if name else next(iter(self._methods.values()))
+            if method is None:
+                raise NotFound(f"This entry has no method {name!r}; it has {', '.join(self._methods)}.")
+            slot.call = decode(method)
+        except Exception as error:  # noqa: BLE001  # what came may be anything; it hurts its own call only
+            slot.outcome = Outcome(error=error)
+        return slot
+
+    def _typed_call(self, method: MethodSpec, extra: str, tensors: Sequence[Any]) -> Call:
+        memory = self._channel.into.memory
+        arrays = []
+        for dtype, shape, start in tensors:
+            count = int(np.prod(shape))
+            # a copy: the region is written again while user code may still hold its argument
+            arrays.append(np.frombuffer(memory, numpy_dtype(dtype), count, start).reshape(shape).copy())
+        return method.unpack(arrays, extra)
+
+    def _blob(self, tensors: Sequence[Any]) -> bytearray:
         ((_, shape, start),) = tensors
         if self._spec.batched and shape[0] != 1:
             raise InvalidArgument(
                 f"A request to this entry carries one blob, of shape [1, bytes]; its shape is {shape}."
             )
-        with memoryview(memory) as view:
-            args, kwargs = payload.decode(bytearray(view[start : start + int(np.prod(shape))]))
-        method.check(args, kwargs)
-        return method.rebuild(args, kwargs)
+        with memoryview(self._channel.into.memory) as view:
+            return bytearray(view[start : start + int(np.prod(shape))])
 
-    def _encode(self, method: MethodSpec | None, outcome: Outcome, request: Sequence[Any]) -> list[Any] | AdapterError:
+    def _encode(self, slot: _Slot) -> list[Any] | AdapterError:
+        outcome = slot.outcome
         error = error_of(outcome)
-        if error is None and method is not None:
+        if error is None and slot.call is not None:
+            method = slot.call.method
             try:
                 return method.pack_result(outcome.value) if self._spec.typed else method.encode_result(outcome.value)
             except AdapterError as refused:
@@ -185,15 +228,16 @@ class Worker:
                 error = RemoteException(sentence(failed))
         assert error is not None
         if outcome.error is not None and not isinstance(outcome.error, AdapterError):
-            name = request[0] or self._spec.entry
-            logger.error("request %s to %s failed:\n%s", request[2] or "-", name, _trace(outcome.error))
+            name = slot.method or self._spec.entry
+            known = {"request_id": slot.identity, "exception": _trace(outcome.error)}
+            logger.error("request %s to %s failed", slot.identity or "-", name, extra=known)
         return error
 
     def _send(self, replies: Sequence[list[Any] | AdapterError]) -> None:
         used, header = 0, []
         for reply in replies:
             if isinstance(reply, AdapterError):
-                header.append([status_of(reply), type(reply).__name__, message_of(reply)])
+                header.append(list(_record(reply)))
                 continue
             start = aligned(used)
             if self._spec.typed:
@@ -226,12 +270,12 @@ def main(arguments: Sequence[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
-    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] [%(name)s] %(message)s", stream=sys.stderr)
     sock = socket.socket(fileno=sock_fd)
     channel = Channel(sock, out=Region(out_fd), into=Region(in_fd))
     threading.Thread(target=_end_with, args=(sock,), name="end-with-stub", daemon=True).start()
     try:
         spec = EntrySpec.read(folder)
+        worker_log.set_up(spec.entry)
         runnable, methods = load(folder, spec)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to user code
         text = str(error) if isinstance(error, AdapterError) else _trace(error)
@@ -243,6 +287,24 @@ def main(arguments: Sequence[str]) -> None:
         return
     channel.send({"ready": True})
     Worker(runnable, methods, spec, channel).serve()
+
+
+def _blob_call(method: MethodSpec, blob: payload.Buffer) -> Call:
+    args, kwargs = payload.decode(blob)
+    method.check(args, kwargs)
+    return method.rebuild(args, kwargs)
+
+
+def _record(error: AdapterError) -> tuple[int, str, str]:
+    """What travels of an error."""
+    return status_of(error), type(error).__name__, message_of(error)
+
+
+def _noted(answer: list[Any] | AdapterError) -> tuple[str, payload.Buffer]:
+    """The answer to one call of a bundle: a blob, or an error noted as such."""
+    if isinstance(answer, AdapterError):
+        return "error", json.dumps(_record(answer)).encode()
+    return "", b"".join(answer)
 
 
 def _trace(error: BaseException) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,15 @@ def transports(
     written = write(plan(wire.svc, folder=SERVICES), repository)
     engine = engine_of(repository, [w.name for w in written])
 
-    async def open_client() -> TritonClient:
-        return TritonClient(engine.url)
+    async def open_client() -> tuple[TritonClient, dict[str, str]]:
+        client = TritonClient(engine.url)
+        manifest = Manifest.read(repository)
+        expected: dict[str, str] = {}
+        for runner in wire.svc.runners:
+            expected |= await connect(client, runner, manifest.entries(wire.svc.name, runner.name))
+        return client, expected
 
-    client = asyncio.run_coroutine_threadsafe(open_client(), loop).result()
-    expected = connect(client, wire.svc.name, wire.svc.runners, Manifest.read(repository))
+    client, expected = asyncio.run_coroutine_threadsafe(open_client(), loop).result()
     assert asyncio.run_coroutine_threadsafe(client.not_ready(expected), loop).result() == ""
     remote = {runner.name: runner.transport for runner in wire.svc.runners}
     for runner in wire.svc.runners:
@@ -59,7 +65,7 @@ def transports(
     yield {"local": local, "triton": remote}
     for transport in local.values():
         transport.close()
-    asyncio.run_coroutine_threadsafe(client.close(), loop).result()
+    loop.call_soon_threadsafe(client.close)
 
 
 @pytest.fixture(params=["local", "triton"])
@@ -250,6 +256,50 @@ def test_one_bad_call_leaves_the_others_of_its_batch_whole(
     first, *others = asyncio.run_coroutine_threadsafe(all_at_once(), loop).result()
     assert "no negative numbers" in str(first)
     assert [o.tolist() for o in others] == [[float(n)] for n in range(20)]
+
+
+KINDS = ["typed", "blob", "odd", "gone", "long"]
+
+
+@pytest.mark.parametrize("runners", ["triton"], indirect=True)
+def test_a_thousand_interleaved_calls_each_get_their_own_result(
+    runners: dict[str, Runner], loop: asyncio.AbstractEventLoop
+) -> None:
+    dice = random.Random(5)
+
+    async def one(n: int) -> str:
+        await asyncio.sleep(dice.random() / 2)
+        kind = dice.choices(KINDS, [45, 35, 10, 8, 2])[0]
+        if kind == "odd":
+            with pytest.raises(RemoteException, match="no negative numbers"):
+                await runners["calls"].picky.async_run(np.full(3, -float(n + 1)))
+        elif kind == "gone":
+            task = asyncio.ensure_future(runners["typed"].norm.async_run(np.full((2, 3), n, np.float32)))
+            await asyncio.sleep(dice.random() / 500)
+            task.cancel()
+            await asyncio.wait([task])
+        elif kind == "blob":
+            x = np.full(dice.randint(1, 6), float(n))
+            assert np.array_equal(await runners["calls"].picky.async_run(x), x)
+        else:
+            x = np.random.default_rng(n).random((dice.randint(1, 4) if kind == "typed" else 50, 3), np.float32)
+            power = dice.randint(1, 3)
+            sums, positive = await runners["typed"].norm.async_run(x, power=power)
+            assert np.allclose(sums, (x**power).sum(axis=1), atol=1e-5)
+            assert positive.all()
+        return kind
+
+    async def all_at_once() -> list[str]:
+        return await asyncio.gather(*(one(n) for n in range(800)))
+
+    found = asyncio.run_coroutine_threadsafe(all_at_once(), loop)
+
+    def from_a_thread(first: int) -> list[bool]:
+        return [runners["calls"].texts.run([f"n{n}"] * 3) == [f"N{n}"] * 3 for n in range(first, first + 25)]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(all(each) for each in threads.map(from_a_thread, range(0, 200, 25)))
+    assert set(found.result(60)) == set(KINDS)
 
 
 def same(found: Any, expected: Any) -> None:

@@ -1,0 +1,368 @@
+"""Calls on their way to Triton: those that come while others are in flight share one request."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from typing import Any, Protocol
+
+from adapter.exceptions import AdapterError, DeadlineExceeded, ServiceUnavailable
+
+MAX_WAITING_CALLS = 10_000
+MAX_WAITING_BYTES = 256 << 20
+ALONE_IN_FLIGHT = 16  # requests of a method whose calls are never packed
+
+
+class Call:
+    """One call: what is sent, how long it may take, and who waits for it.
+
+    Calls with equal `key` may share a request; `size` is the number of its items, `weight` that of its bytes. It
+    expires at `expires` (time.monotonic(), infinity for never), which is `limited` where the method's own limit is over
+    before the caller's time is.
+    """
+
+    __slots__ = (
+        "_future",
+        "_lock",
+        "alone",
+        "begun",
+        "body",
+        "error",
+        "expires",
+        "identity",
+        "key",
+        "limited",
+        "link",
+        "number",
+        "pack",
+        "result",
+        "size",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        key: Hashable,
+        body: Any,
+        *,
+        size: int,
+        weight: int,
+        identity: str = "",
+        expires: float = math.inf,
+        limited: bool = False,
+        alone: bool = False,
+    ) -> None:
+        self.key = key
+        self.body = body
+        self.size = size
+        self.weight = weight
+        self.identity = identity
+        self.expires = expires
+        self.limited = limited
+        self.alone = alone  # it never shares a request, or not again after one that it shared has failed
+        self.link: Any = None  # its span, where calls are traced
+        self.number = 0
+        self.begun = 0.0
+        self.pack: _Pack | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._future: asyncio.Future[Any] | None = None
+        self._lock: threading.Lock | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody still waits for it."""
+        return self._future is not None or self._lock is not None
+
+    def for_task(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        """A future for the result, for a caller on the event loop of the lane."""
+        self._future = loop.create_future()
+        return self._future
+
+    def for_thread(self) -> Callable[[], Any]:
+        """A function that waits for the result, for a caller on another thread."""
+        lock = self._lock = threading.Lock()
+        lock.acquire()
+
+        def wait() -> Any:
+            lock.acquire()
+            if self.error is not None:
+                raise self.error
+            return self.result
+
+        return wait
+
+    def finish(self, result: Any, error: BaseException | None = None) -> None:
+        """Hand the result, or the error, to the one who waits."""
+        future, lock = self._future, self._lock
+        self._future = self._lock = self.pack = None
+        if future is not None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+        elif lock is not None:
+            self.result, self.error = result, error
+            lock.release()
+
+    def forget(self) -> None:
+        """The one who waited has gone."""
+        self._future = self._lock = None
+
+
+class _Pack:
+    __slots__ = ("calls", "task")
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls
+        self.task: asyncio.Task[Sequence[Any]] | None = None
+
+
+class Observer(Protocol):
+    """What is counted of a lane: calls, and the requests that carry them."""
+
+    def begun(self) -> None: ...
+
+    def ended(self, seconds: float, failed: bool) -> None: ...
+
+    def packed(self, calls: int, items: int) -> None: ...
+
+    def flights(self, change: int) -> None: ...
+
+    def retried(self, calls: int) -> None: ...
+
+
+Send = Callable[[Sequence[Call], float], Coroutine[Any, Any, Sequence[Any]]]
+
+
+class Lane:
+    """The calls of one method.
+
+    As many requests are under way at once as there are `instances`, and one more, which an instance finds when it is
+    done. What arrives meanwhile waits and goes together with the next one: calls of equal key, in the order they came,
+    with at most `most` items in all (0: every call goes alone). While an instance is free, a call leaves as soon as the
+    event loop has taken in what arrived with it; the one request more waits until it carries as many calls as one that
+    is under way, since it could not begin before that has ended, and each request costs more than the calls in it.
+    Waiting calls are bounded in number and bytes; ServiceUnavailable over that.
+
+    `send` makes one request of some calls within so many seconds: one result for each of them, an AdapterError in its
+    place where that call alone failed, or an AdapterError raised where the whole request did (asyncio.TimeoutError
+    where its time was over). Then, with `retry`, each of its calls is sent once more by itself. All methods run on the
+    loop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        send: Send,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        most: int,
+        instances: int = 1,
+        limit_s: float | None = None,
+        retry: bool = True,
+        observer: Observer | None = None,
+    ) -> None:
+        self.instances = instances
+        self._name = name
+        self._send = send
+        self._loop = loop
+        self._most = most
+        self._limit_s = limit_s
+        self._retry = retry
+        self._observer = observer
+        self._queues: dict[Hashable, collections.deque[Call]] = {}
+        self._waiting = self._bytes = 0
+        self._numbers = itertools.count()
+        self._packs: set[_Pack] = set()
+        self._departing = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
+
+    def submit(self, call: Call) -> None:
+        """Send a call as soon as it may go."""
+        if self._waiting >= MAX_WAITING_CALLS or (self._waiting and self._bytes + call.weight > MAX_WAITING_BYTES):
+            what = f"{self._waiting} calls of {self._name} with {self._bytes >> 20} MB wait for Triton already"
+            call.finish(None, ServiceUnavailable(f"{what}; try again."))
+            return
+        call.number = next(self._numbers)
+        if self._observer is not None:
+            call.begun = time.perf_counter()
+            self._observer.begun()
+        self._put(call)
+        if call.expires < self._alarm_at:
+            self._set_alarm(call.expires)
+        self._depart_soon()
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for a call any more; a request that carries nothing else is cancelled."""
+        if not call.awaited:
+            return
+        pack = call.pack
+        self._end(call, failed=True)
+        call.forget()
+        _cancel_if_unwanted(pack)
+
+    def close(self) -> None:
+        """Fail what is under way."""
+        for call in self._live():
+            self._finish(call, None, ServiceUnavailable(f"The connection that {self._name} is called over was closed."))
+        for pack in self._packs:
+            if pack.task is not None:
+                pack.task.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _finish(self, call: Call, result: Any, error: BaseException | None = None) -> None:
+        if call.awaited:
+            self._end(call, failed=error is not None)
+            call.finish(result, error)
+
+    def _end(self, call: Call, *, failed: bool) -> None:
+        if self._observer is not None:
+            self._observer.ended(time.perf_counter() - call.begun, failed)
+
+    # ---- waiting --------------------------------------------------------------------------------------------------
+
+    def _put(self, call: Call, *, first: bool = False) -> None:
+        queue = self._queues.get(call.key)
+        if queue is None:
+            queue = self._queues[call.key] = collections.deque()
+        if first:
+            queue.appendleft(call)
+        else:
+            queue.append(call)
+        self._waiting += 1
+        self._bytes += call.weight
+
+    def _take(self) -> list[Call]:
+        """The calls of the next request: the one that came first, and those that may share its request."""
+        calls: list[Call] = []
+        while self._queues and not calls:
+            key, queue = min(self._queues.items(), key=_came)
+            items = 0
+            while queue:
+                call = queue[0]
+                if call.awaited:
+                    if calls and (call.alone or calls[0].alone or items + call.size > self._most):
+                        break
+                    calls.append(call)
+                    items += call.size
+                queue.popleft()
+                self._waiting -= 1
+                self._bytes -= call.weight
+            if not queue:
+                del self._queues[key]
+        return calls
+
+    # ---- under way ------------------------------------------------------------------------------------------------
+
+    def _may_depart(self) -> bool:
+        flying = len(self._packs)
+        if not self._most:
+            return flying < max(ALONE_IN_FLIGHT, self.instances + 1)
+        if flying == self.instances:
+            return self._waiting >= min(len(pack.calls) for pack in self._packs)
+        return flying < self.instances
+
+    def _depart_soon(self) -> None:
+        if not self._departing and self._queues and self._may_depart():
+            self._departing = True
+            self._loop.call_soon(self._depart)
+
+    def _depart(self) -> None:
+        self._departing = False
+        while self._queues and self._may_depart() and (calls := self._take()):
+            pack = _Pack(calls)
+            for call in calls:
+                call.pack = pack
+            self._packs.add(pack)
+            if self._observer is not None:
+                self._observer.packed(len(calls), sum(call.size for call in calls))
+                self._observer.flights(1)
+            limit_s = max(call.expires for call in calls) - time.monotonic()
+            pack.task = self._loop.create_task(self._send(calls, limit_s))
+            pack.task.add_done_callback(functools.partial(self._land, pack))
+
+    def _land(self, pack: _Pack, task: asyncio.Task[Sequence[Any]]) -> None:
+        self._packs.discard(pack)
+        if self._observer is not None:
+            self._observer.flights(-1)
+        calls = pack.calls
+        if task.cancelled():  # every caller has gone, or the lane was closed
+            error: BaseException | None = ServiceUnavailable(f"The call of {self._name} was cancelled.")
+        else:
+            error = task.exception()
+        if error is None:
+            for call, result in zip(calls, task.result(), strict=True):
+                if isinstance(result, AdapterError):
+                    self._finish(call, None, result)
+                else:
+                    self._finish(call, result)
+        elif isinstance(error, AdapterError) and len(calls) > 1 and self._retry:
+            self._send_alone(calls)
+        else:
+            for call in calls:
+                self._finish(call, None, self._late(call) if isinstance(error, asyncio.TimeoutError) else error)
+        self._depart_soon()
+
+    def _send_alone(self, calls: Sequence[Call]) -> None:
+        awaited = [call for call in calls if call.awaited]
+        if self._observer is not None:
+            self._observer.retried(len(awaited))
+        for call in reversed(awaited):
+            call.alone, call.pack = True, None
+            self._put(call, first=True)
+
+    # ---- time -----------------------------------------------------------------------------------------------------
+
+    def _set_alarm(self, at: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        self._alarm = self._loop.call_later(max(0.0, at - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        """Fail the calls whose time is over; one alarm for all, since each call outlives most others by far."""
+        self._alarm, self._alarm_at = None, math.inf
+        now = time.monotonic()
+        soonest = math.inf
+        for call in list(self._live()):
+            if call.expires > now:
+                soonest = min(soonest, call.expires)
+                continue
+            pack = call.pack
+            self._finish(call, None, self._late(call))
+            _cancel_if_unwanted(pack)
+        if soonest < math.inf:
+            self._set_alarm(soonest)
+
+    def _live(self) -> list[Call]:
+        waiting = itertools.chain.from_iterable(self._queues.values())
+        flying = itertools.chain.from_iterable(pack.calls for pack in self._packs)
+        return [call for call in itertools.chain(waiting, flying) if call.awaited]
+
+    def _late(self, call: Call) -> AdapterError:
+        if call.limited and self._limit_s is not None:
+            return ServiceUnavailable(
+                f"{self._name} could not answer within its max_latency_ms of {self._limit_s * 1000:g}: it is too busy, "
+                "or the limit is too low for one call."
+            )
+        return DeadlineExceeded(f"{self._name} did not answer in time.")
+
+
+def _cancel_if_unwanted(pack: _Pack | None) -> None:
+    if pack is not None and pack.task is not None and not any(call.awaited for call in pack.calls):
+        pack.task.cancel()
+
+
+def _came(item: tuple[Hashable, collections.deque[Call]]) -> int:
+    return item[1][0].number
