@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
-from adapter import __version__
+from adapter import __version__, absent
 from adapter.exceptions import AdapterError
 
 # name -> "module:attribute"; to add a command, add a file to this folder and a line here
 COMMANDS = {
     "serve": "adapter.cli.serve:serve",
+    "serve-http": "adapter.cli.serve:serve",  # the name of it in BentoML
     "export": "adapter.cli.export:export",
+    "config": "adapter.cli.config:config",
     "models": "adapter.cli.models:models",
     "engine": "adapter.cli.engine:engine",
 }
@@ -31,6 +33,8 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in absent.COMMANDS:
+            raise click.ClickException(f"There is no `adapter {name}`; {absent.COMMANDS[name]}.")
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name].partition(":")

@@ -10,6 +10,7 @@ import click
 import yaml
 
 from adapter import models as saved
+from adapter.archive import FORMATS
 from adapter.model import Model
 from adapter.tag import Tag
 
@@ -18,7 +19,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 @click.group()
 def models() -> None:
-    """List, show and delete saved models."""
+    """List, show, delete, export and import saved models."""
 
 
 @models.command("list")
@@ -68,6 +69,29 @@ def delete(tags: Sequence[str], yes: bool) -> None:
             for tag in meant:
                 saved.delete(tag)
                 click.echo(f"Deleted {tag}.")
+
+
+@models.command("export")
+@click.argument("tag")
+@click.argument("path", required=False)
+@click.option(
+    "-o", "--output-format", type=click.Choice(list(FORMATS)), help="By default what the end of the name says."
+)
+def export_model(tag: str, path: str | None, output_format: str | None) -> None:
+    """Write a model to one file: PATH, or <name>-<version>.adaptermodel here or in the folder PATH."""
+    click.echo(f"{saved.get(tag).tag} is in {saved.export_model(tag, path, output_format)}.")
+
+
+@models.command("import")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+def import_models(paths: Sequence[str]) -> None:
+    """Save models from files or folders that `adapter models export`, or BentoML 1.x, wrote.
+
+    Import only what you trust: loading a model runs what is in it.
+    """
+    for path in paths:
+        model = saved.import_model(path)
+        click.echo(f"Imported {model.tag} ({model.info.module or 'no framework'}).")
 
 
 def _separate(tags: Iterable[str]) -> list[str]:

@@ -61,7 +61,9 @@ def test_get_when_the_model_exists(home: Path) -> None:
     assert run("get", "iris:v", "-o", "path").output == f"{home / 'models' / 'iris' / 'v1'}\n"
 
 
-@pytest.mark.parametrize("arguments", [("get", "iris"), ("delete", "-y", "iris:v7"), ("list", "iris"), ("get", "a b")])
+@pytest.mark.parametrize(
+    "arguments", [("get", "iris"), ("delete", "-y", "iris:v7"), ("list", "iris"), ("get", "a b"), ("export", "iris")]
+)
 def test_command_when_the_tag_is_wrong(arguments: tuple[str, ...]) -> None:
     save("wine:v1")
     result = run(*arguments)
@@ -89,3 +91,25 @@ def test_delete_when_several_are_named() -> None:
     result = run("delete", "--yes", "a:v1,b", "c:latest")
     assert result.output == "Deleted a:v1.\nDeleted b:v1.\nDeleted c:v1.\n"
     assert [str(m.tag) for m in models.list()] == ["a:v2"]
+
+
+def test_export_and_import(tmp_path: Path) -> None:
+    save("iris:v1", "iris:v2", "wine:v1")
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out"
+    assert run("export", "iris", str(out)).output == f"iris:v2 is in {out}/iris-v2.adaptermodel.\n"
+    assert run("export", "wine:v1", str(out / "mine"), "-o", "zip").output == f"wine:v1 is in {out}/mine.zip.\n"
+    assert run("export", "iris:v1", str(out / "folder"), "--output-format", "folder").exit_code == 0
+    run("delete", "-y", "iris", "wine")
+    result = run("import", *(str(out / name) for name in ("iris-v2.adaptermodel", "mine.zip", "folder")))
+    assert result.output == "".join(f"Imported {tag} (adapter.sklearn).\n" for tag in ("iris:v2", "wine:v1", "iris:v1"))
+    assert [str(m.tag) for m in models.list()] == ["wine:v1", "iris:v2", "iris:v1"]
+    assert (models.get("iris").tag.version, models.get("wine").tag.version) == ("v2", "v1")
+
+
+@pytest.mark.parametrize("arguments", [("import", "nothing.adaptermodel"), ("import", "/dev/null"), ("export", "wine")])
+def test_export_and_import_when_it_cannot_be(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1

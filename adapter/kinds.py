@@ -1,0 +1,171 @@
+"""What the value of a setting can be: in words, for an error, and as a function that reads it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SYSTEM = "system"  # a resource: all that the machine has
+
+_MOST = 2**31 - 1  # what C's int holds, and no count or number of bytes of a setting comes near
+_LONGEST_S = 10_000_000.0  # timers of event loops take no number above some limit of their own
+_MILLI = re.compile(r"([0-9]{1,9})m")
+_PREFIX = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+
+
+class WrongKind(ValueError):
+    """A value is not what a setting can be."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a setting can be; `read` raises WrongKind for anything else. `secret` values are shown to nobody."""
+
+    text: str
+    read: Callable[[Any], Any]
+    secret: bool = False
+
+
+def optional(kind: Kind, otherwise: str = "") -> Kind:
+    """The kind, or null, which means `otherwise`."""
+    text = f"{kind.text}, or null{f' for {otherwise}' if otherwise else ''}"
+    return Kind(text, lambda value: None if value is None else kind.read(value), kind.secret)
+
+
+def whole(low: int, high: int | None = None) -> Kind:
+    def read(value: Any) -> int:
+        _demand(isinstance(value, int) and not isinstance(value, bool))
+        _demand(low <= value <= (_MOST if high is None else high))
+        return int(value)
+
+    return Kind(f"a whole number from {low} {'on' if high is None else f'to {high}'}", read)
+
+
+def _number(value: Any) -> float:
+    _demand(isinstance(value, (int, float)) and not isinstance(value, bool))
+    _demand(abs(value) <= _MOST)  # false for nan
+    return float(value)
+
+
+def number(low: float, high: float = math.inf, *, open_low: bool = False) -> Kind:
+    def read(value: Any) -> float:
+        found = _number(value)
+        _demand((found > low if open_low else found >= low) and found <= high)
+        return found
+
+    above = f"above {low:g}" if open_low else f"from {low:g} on"
+    return Kind(f"a number {above}" if high == math.inf else f"a number {above} and up to {high:g}", read)
+
+
+def _seconds(value: Any) -> float:
+    found = _number(value)
+    _demand(0 < found <= _LONGEST_S)
+    return found
+
+
+def choice(*names: str | int) -> Kind:
+    def read(value: Any) -> Any:
+        _demand(not isinstance(value, bool) and isinstance(value, (str, int)) and value in names)
+        return value
+
+    return Kind(f"{'one of ' if len(names) > 1 else ''}{', '.join(map(str, names))}", read)
+
+
+def _bool(value: Any) -> bool:
+    _demand(isinstance(value, bool))
+    return bool(value)
+
+
+def _string(value: Any) -> str:
+    _demand(isinstance(value, str) and value != "" and value.isprintable())
+    return str(value)
+
+
+def _secret(value: Any) -> str:
+    _demand(isinstance(value, str) and value != "" and "\0" not in value)
+    return str(value)
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    # a text with commas, since an environment variable holds no list
+    items = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    _demand(isinstance(items, (list, tuple)))
+    return tuple(_string(item) for item in items)
+
+
+def _path(value: Any) -> Path:
+    if isinstance(value, Path):
+        return value
+    return Path(os.path.expanduser(_string(value)))
+
+
+def _prefix(value: Any) -> str:
+    _demand(isinstance(value, str) and _PREFIX.fullmatch(value) is not None)
+    return str(value)
+
+
+def _pattern(value: Any) -> str:
+    try:
+        re.compile(_string(value))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise WrongKind from error
+    return str(value)
+
+
+def _ascending(value: Any) -> tuple[float, ...]:
+    _demand(isinstance(value, (list, tuple)) and len(value) > 0)
+    found = tuple(_number(item) for item in value)
+    _demand(all(a < b for a, b in itertools.pairwise(found)))
+    return found
+
+
+def _cpu(value: Any) -> float | str:
+    if value == SYSTEM:
+        return SYSTEM
+    if isinstance(value, str) and (match := _MILLI.fullmatch(value)):
+        value = int(match[1]) / 1000
+    found = _number(value)
+    _demand(found > 0)
+    return found
+
+
+def _gpus(value: Any) -> float | tuple[int, ...] | str:
+    if value == SYSTEM:
+        return SYSTEM
+    if isinstance(value, (list, tuple)):
+        indices = tuple(whole(0, 1023).read(item) for item in value)
+        _demand(len(set(indices)) == len(indices))
+        return indices
+    found = _number(value)
+    _demand(found >= 0)
+    return found
+
+
+def _texts(value: Any) -> Mapping[str, str]:
+    _demand(isinstance(value, Mapping))
+    return {_string(key): _string(item) for key, item in value.items()}
+
+
+def _demand(fits: bool) -> None:
+    if not fits:
+        raise WrongKind
+
+
+BOOL = Kind("true or false", _bool)
+STRING = Kind("a text", _string)
+SECRET = Kind("a text", _secret, secret=True)
+STRINGS = Kind("a list of texts, or one text with commas", _strings)
+TEXTS = Kind("a mapping from texts to texts", _texts, secret=True)
+PATH = Kind("a path", _path)
+SECONDS = Kind(f"a number of seconds above 0 and up to {_LONGEST_S:,.0f}", _seconds)
+PREFIX = Kind("the beginning of a metric's name: letters, digits, '_' and ':'", _prefix)
+PATTERN = Kind("a regular expression", _pattern)
+BUCKETS = Kind("a list of ascending numbers", _ascending)
+CPU = Kind("a number above 0, thousandths such as '500m', or 'system' for all that the machine has", _cpu)
+GPUS = Kind("a number from 0 on, a list of the indices of GPUs, or 'system' for all that the machine has", _gpus)
