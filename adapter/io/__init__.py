@@ -13,32 +13,58 @@ from adapter.exceptions import InvalidArgument
 
 if TYPE_CHECKING:
     from adapter.io.base import IODescriptor
+    from adapter.io.file import File
+    from adapter.io.image import Image
     from adapter.io.json import JSON
+    from adapter.io.multipart import Multipart
     from adapter.io.numpy import NumpyNdarray
+    from adapter.io.pandas import PandasDataFrame, PandasSeries
     from adapter.io.sse import SSE
     from adapter.io.text import Text
+    from adapter.io.text import Text as String
 
-__all__ = ["JSON", "SSE", "IODescriptor", "NumpyNdarray", "Text", "from_spec"]
+__all__ = [
+    "JSON",
+    "SSE",
+    "File",
+    "IODescriptor",
+    "Image",
+    "Multipart",
+    "NumpyNdarray",
+    "PandasDataFrame",
+    "PandasSeries",
+    "String",
+    "Text",
+    "from_spec",
+]
 
 _DESCRIPTORS = {
+    "File": "file",
+    "Image": "image",
     "JSON": "json",
+    "Multipart": "multipart",
     "NumpyNdarray": "numpy",
+    "PandasDataFrame": "pandas",
+    "PandasSeries": "pandas",
     "Text": "text",
 }
 _MODULES = {**_DESCRIPTORS, "IODescriptor": "base", "SSE": "sse"}
+# what seed 001 calls it in its text
+_OTHER_NAMES = {"String": "Text"}
 
 
 if not TYPE_CHECKING:  # a checker that saw it would take every name for a member
 
     def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
+        real_name = _OTHER_NAMES.get(name, name)
+        if real_name not in _MODULES:
             raise AttributeError(f"adapter.io has no {name!r}; it has {', '.join(__all__)}.")
-        value = globals()[name] = _load(name)
+        value = globals()[name] = _load(real_name)
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *__all__})
 
 
 def from_spec(spec: Mapping[str, Any]) -> IODescriptor[Any]:

@@ -12,7 +12,7 @@ import reprlib
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 import numpy as np
 import orjson
@@ -23,6 +23,7 @@ from starlette.responses import Response
 
 from adapter.context import Context
 from adapter.exceptions import BadInput, InternalServerError, InvalidArgument
+from adapter.io.arguments import refuse_arguments
 from adapter.io.base import DEFINITIONS, IODescriptor
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ JSON_TYPES = (
 # dataclasses are left to `simpler`, so that they look the same with and without orjson
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
 _MAX_FAILURES = 5
+# what seeds 001 and 002 call the arguments in their table
+_ARGUMENTS_OF_SEEDS = {
+    "validate": "a body is checked where a pydantic_model is given",
+    "schema": "it is called pydantic_model",
+}
 
 
 class JSON(IODescriptor[Any]):
@@ -65,7 +71,9 @@ class JSON(IODescriptor[Any]):
         pydantic_model: Any = None,
         validate_json: bool | None = None,
         json_encoder: type[json.JSONEncoder] | None = None,
+        **others: NoReturn,
     ) -> None:
+        refuse_arguments(type(self), others, _ARGUMENTS_OF_SEEDS)
         if validate_json is not None:
             warnings.warn(
                 "JSON(validate_json=…) has no effect: a body is checked where a pydantic_model is given.",
@@ -132,7 +140,7 @@ class JSON(IODescriptor[Any]):
                 raise InternalServerError(
                     f"The result does not fit {_name_of(self.pydantic_model)}: {failures(error)}."
                 ) from error
-            obj = _dumped(self._adapter.dump_python, obj)
+            obj = _dumped(self._adapter.dump_python, obj, by_alias=True)  # as its schema names them
         return dumps(obj, self.json_encoder)
 
     def python_type(self) -> type:
@@ -168,12 +176,12 @@ def _type_adapter(model: Any) -> TypeAdapter[Any]:
         ) from error
 
 
-def _dumped(dump: Callable[..., Any], *args: Any) -> Any:
+def _dumped(dump: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What pydantic makes of a model: JSON values, or Python ones where a field (an array) has no JSON form for it."""
     try:
-        return dump(*args, mode="json")
+        return dump(*args, mode="json", **options)
     except PydanticSerializationError:
-        return dump(*args, mode="python")
+        return dump(*args, mode="python", **options)
 
 
 def _name_of(model: Any) -> str:
@@ -202,19 +210,22 @@ def loads(body: bytes, advice: str) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        reason = error
-    if not body.strip():
-        raise BadInput(f"The body is empty, but JSON was expected; {advice}.")
+        if not body.strip():
+            raise BadInput(f"The body is empty, but JSON was expected; {advice}.") from error
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(
             f"The body is not UTF-8, as JSON must be: {error.reason} at byte {error.start}; {advice}."
         ) from error
-    if "surrogate" in reason.msg:  # the standard library lets it pass, and the text could then not be sent again
-        raise BadInput(f"The body is not JSON: half a surrogate pair in a string; {advice}.")
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        # the standard library lets it pass, and such a text could not be sent again
+        if "\\ud" in text.lower():
+            orjson.dumps(value)
+        return value
+    except orjson.JSONEncodeError as error:
+        raise BadInput(f"The body is not JSON: half a surrogate pair in a string; {advice}.") from error
     except json.JSONDecodeError as error:
         raise BadInput(
             f"The body is not JSON: {error.msg} at line {error.lineno} column {error.colno}; {advice}."

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from adapter.context import Context
 from adapter.exceptions import BadInput, InternalServerError, InvalidArgument
-from adapter.io.base import IODescriptor
+from adapter.io.base import IODescriptor, one_at_a_time, text_of
 from adapter.io.sse import SSE
 
 if TYPE_CHECKING:
@@ -23,12 +22,13 @@ _END = object()
 
 
 class Text(IODescriptor[str]):
-    """Read and send text in UTF-8.
+    """Read text in the charset that its content type names, UTF-8 without one, and send it in UTF-8.
 
     A function that returns a sync or async iterator of str (a generator) has it streamed, piece by piece; the first
     piece is awaited before the headers go, so that an error up to there is an error response, and headers that the
-    function sets on `ctx.response` up to there are sent. With `content_type="text/event-stream"` an `adapter.io.SSE`
-    may stand wherever a str may.
+    function sets on `ctx.response` up to there are sent. An error after that breaks the connection off; a client that
+    goes away closes the generator. With `content_type="text/event-stream"` an `adapter.io.SSE` may stand wherever a
+    str may.
     """
 
     accepts = (
@@ -61,29 +61,34 @@ class Text(IODescriptor[str]):
         return descriptor
 
     async def from_http_request(self, request: Request) -> str:
-        body = await self.body_of(request)
-        try:
-            return body.decode()
-        except UnicodeDecodeError as error:
-            raise BadInput(
-                f"The body is not text in UTF-8: {error.reason} at byte {error.start} "
-                f"({body[error.start : error.start + 1]!r}); encode it in UTF-8."
-            ) from error
+        return text_of(await self.body_of(request), request)
 
     async def to_http_response(self, obj: Any, ctx: Context | None = None) -> Response:
         if isinstance(obj, (str, SSE)):
             return self.respond(self._encoded(obj), ctx)
+        on_thread = one_at_a_time()
         if isinstance(obj, AsyncIterable):
             pieces = aiter(obj)
         elif isinstance(obj, Iterator):
-            pieces = iterate_in_threadpool(obj)
+            pieces = _pieces(obj, on_thread)
         else:
             raise InternalServerError(
-                f"The API function returned a {type(obj).__qualname__} instead of a str or an iterator of str: "
-                f"{reprlib.repr(obj)}."
+                f"The result is a {type(obj).__qualname__} instead of a str or an iterator of str: {reprlib.repr(obj)}."
             )
-        first = await anext(pieces, _END)
-        return self.stream(self._chunks(b"" if first is _END else self._encoded(first), pieces), ctx)
+
+        async def close() -> None:
+            if isinstance(obj, AsyncGenerator):
+                await obj.aclose()
+            elif isinstance(obj, Generator):
+                await on_thread(obj.close)
+
+        try:
+            first = await anext(pieces, _END)
+            start = b"" if first is _END else self._encoded(first)
+            return self.stream(self._chunks(start, pieces), ctx, close=close)
+        except BaseException:
+            await close()
+            raise
 
     def python_type(self) -> type:
         return str
@@ -97,7 +102,7 @@ class Text(IODescriptor[str]):
         if not isinstance(piece, str):
             hint = "; Text(content_type='text/event-stream') sends events" if isinstance(piece, SSE) else ""
             raise InternalServerError(
-                f"The API function gave a {type(piece).__qualname__} instead of a str: {reprlib.repr(piece)}{hint}."
+                f"The result is a {type(piece).__qualname__} instead of a str: {reprlib.repr(piece)}{hint}."
             )
         try:
             return piece.encode()
@@ -105,11 +110,11 @@ class Text(IODescriptor[str]):
             raise InternalServerError(f"The text is not valid Unicode: {error}.") from error
 
     async def _chunks(self, first: bytes, pieces: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-        try:
-            yield first
-            async for piece in pieces:
-                yield self._encoded(piece)
-        finally:
-            # the client may have gone away: end the user's generator now, and not when it is collected
-            if isinstance(pieces, AsyncGenerator):
-                await pieces.aclose()
+        yield first
+        async for piece in pieces:
+            yield self._encoded(piece)
+
+
+async def _pieces(iterator: Iterator[Any], on_thread: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
+    while (piece := await on_thread(next, iterator, _END)) is not _END:
+        yield piece

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 import adapter.io
 from adapter.context import Context
 from adapter.exceptions import BadInput, InvalidArgument, UnsupportedMediaType
 from adapter.io import JSON, IODescriptor, NumpyNdarray, Text, from_spec
+from adapter.io.base import media_type_of
 from tests.io.wire import read, request, send
 
 
@@ -133,9 +134,13 @@ def test_from_spec_refuses_when_class_or_arguments_are_others() -> None:
 
 
 def test_module_names_what_it_has_when_a_name_is_unknown() -> None:
-    with pytest.raises(AttributeError, match=r"adapter\.io has no 'String'; it has JSON"):
-        _ = adapter.io.String  # type: ignore[attr-defined]  # that is the point
+    with pytest.raises(AttributeError, match=r"adapter\.io has no 'Strings'; it has JSON"):
+        _ = adapter.io.Strings  # type: ignore[attr-defined]  # that is the point
     assert set(adapter.io.__all__) <= set(dir(adapter.io))
+
+
+def test_string_is_another_name_of_text() -> None:
+    assert adapter.io.String is Text
 
 
 def test_import_leaves_other_descriptors_out() -> None:
@@ -145,3 +150,66 @@ def test_import_leaves_other_descriptors_out() -> None:
 
 def test_body_of_reads_what_is_there_when_nothing_is_declared() -> None:
     assert asyncio.run(Csv().body_of(request(b"raw"))) == b"raw"
+
+
+def messages(*received: dict[str, Any]) -> Request:
+    pending = [*received]
+
+    async def receive() -> Any:
+        return pending.pop(0)
+
+    return Request({"type": "http", "headers": []}, receive)
+
+
+def test_body_that_comes_in_pieces_is_read_whole_and_stays_with_the_request() -> None:
+    async def read_twice() -> None:
+        request = messages(
+            {"type": "http.request", "body": b"a,", "more_body": True},
+            {"type": "http.request", "more_body": True},
+            {"type": "http.request", "body": b"b"},
+        )
+        assert await Csv().body_of(request) == b"a,b"
+        assert await request.body() == b"a,b"
+        assert [chunk async for chunk in request.stream()] == [b"a,b", b""]
+        assert await Csv().body_of(request) == b"a,b"
+
+    asyncio.run(read_twice())
+
+
+def test_body_that_somebody_has_read_is_read_again() -> None:
+    async def read_twice() -> None:
+        request = messages({"type": "http.request", "body": b"a"})
+        assert await request.body() == b"a"
+        assert await Csv().body_of(request) == b"a"
+
+    asyncio.run(read_twice())
+
+
+def test_body_is_not_half_a_value_when_the_client_goes_away() -> None:
+    request = messages({"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"})
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(Csv().body_of(request))
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "parameters"),
+    [
+        ("Text/CSV; Charset=UTF-8", "text/csv", {"charset": "UTF-8"}),
+        ('multipart/form-data; boundary="a;b=c"', "multipart/form-data", {"boundary": "a;b=c"}),
+        ("a/b; c; d=", "a/b", {"c": "", "d": ""}),
+        ("a/b; c=1; c=2", "a/b", {"c": "1"}),
+        ("a/b; c*=utf-8''%C3%BC", "a/b", {"c": "Ã¼"}),
+        ("nonsense", "nonsense", {}),
+        (";charset=utf-8", "", {"charset": "utf-8"}),
+        ("", "", {}),
+        ("a/b; c=1;" + " " * 1000 + "; d=2", "a/b", {"c": "1", "": ""}),
+    ],
+)
+def test_content_type_has_a_name_and_parameters(header: str, name: str, parameters: dict[str, str]) -> None:
+    assert media_type_of(request(b"", header)) == (name, parameters)
+
+
+def test_response_has_the_type_and_headers_that_it_is_given() -> None:
+    response = Csv().respond(b"x", None, mime_type="text/tab-separated-values", headers={"x-rows": "1"})
+    assert response.headers["content-type"] == "text/tab-separated-values; charset=utf-8"
+    assert response.headers["x-rows"] == "1"

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from typing_extensions import TypedDict
 
 from adapter.exceptions import BadInput, InternalServerError, InvalidArgument, UnsupportedMediaType
@@ -98,6 +98,10 @@ def test_body_is_read_as_any_value(body: str, expected: Any) -> None:
         ),
         (
             b'"\\ud800"',
+            'The body is not JSON: half a surrogate pair in a string; send for example {"name": "value"}.',
+        ),
+        (
+            b'[NaN, "\\uD800"]',
             'The body is not JSON: half a surrogate pair in a string; send for example {"name": "value"}.',
         ),
         (
@@ -264,6 +268,17 @@ def test_result_is_written_as_its_model_says() -> None:
     assert send(JSON(), {"account": account}).body == b'{"account":{"password":"**********","since":"P1D"}}'
 
 
+def test_result_has_the_names_that_its_schema_has() -> None:
+    class Row(BaseModel):
+        model_config = ConfigDict(populate_by_name=True)
+        length: float = Field(alias="sepalLength")
+
+    descriptor = JSON(pydantic_model=Row)
+    assert list(descriptor.components()["Row"]["properties"]) == ["sepalLength"]
+    assert send(descriptor, Row(sepalLength=1)).body == b'{"sepalLength":1.0}'
+    assert read(descriptor, send(descriptor, {"length": 1}).body) == Row(sepalLength=1)
+
+
 class Spaced(json.JSONEncoder):
     def default(self, o: Any) -> Any:
         return {"re": o.real, "im": o.imag} if isinstance(o, complex) else super().default(o)
@@ -311,6 +326,8 @@ def test_body_is_read_or_refused_whatever_it_is(body: bytes) -> None:
         ({"pydantic_model": Unknown}, "is no type that pydantic 2 can check"),
         ({"json_encoder": Spaced()}, r"json_encoder is a subclass of json\.JSONEncoder, not <"),
         ({"json_encoder": dict}, r"json_encoder is a subclass of json\.JSONEncoder"),
+        ({"schema": Features}, "JSON has no argument 'schema': it is called pydantic_model"),
+        ({"validate": True}, "JSON has no argument 'validate': a body is checked where a pydantic_model is given"),
     ],
 )
 def test_arguments_are_refused_with_a_sentence(arguments: dict[str, Any], sentence: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import re
@@ -21,6 +23,7 @@ from adapter.exceptions import (
     UnsupportedMediaType,
 )
 from adapter.io import NumpyNdarray
+from adapter.io.base import accept
 from adapter.tensor import Array
 from tests.io.wire import read, request, send
 
@@ -86,9 +89,9 @@ def test_body_is_read_when_the_content_type_may_be_json(content_type: str | None
 
 @pytest.mark.parametrize(
     "content_type",
-    ["image/png", "multipart/form-data; boundary=x", "application/octet-stream", "application/x-npy", "text/csv"],
+    ["image/png", "multipart/form-data; boundary=x", "application/x-npz", "text/csv"],
 )
-def test_content_type_is_refused_when_it_is_no_json(content_type: str) -> None:
+def test_content_type_is_refused_when_it_is_neither_json_nor_npy(content_type: str) -> None:
     with pytest.raises(UnsupportedMediaType, match="send it with the header 'content-type: application/json'"):
         read(NumpyNdarray(), "[1]", content_type)
 
@@ -366,6 +369,13 @@ def test_array_comes_back_as_it_was_sent(array: Array) -> None:
         ({"shape": 4}, InvalidArgument, "A shape is a tuple of whole numbers"),
         ({"enforce_dtype": True}, InvalidArgument, "enforce_dtype=True needs the dtype to enforce: give dtype=…"),
         ({"enforce_shape": True}, InvalidArgument, "enforce_shape=True needs the shape to enforce: give shape=…"),
+        (
+            {"validate": True},
+            InvalidArgument,
+            "NumpyNdarray has no argument 'validate': enforce_dtype=True and enforce",
+        ),
+        ({"schema": "float32"}, InvalidArgument, "NumpyNdarray has no argument 'schema': it is called dtype"),
+        ({"colour": 1}, TypeError, "NumpyNdarray has no argument 'colour'"),
     ],
 )
 def test_arguments_are_refused_with_a_sentence(
@@ -411,8 +421,12 @@ def test_from_sample_refuses_when_the_sample_is_no_array(sample: Any) -> None:
         ),
         (NumpyNdarray(str, shape=()), {"type": "string"}),
         (
+            NumpyNdarray.from_sample(np.array(["2020-01-02"], dtype="datetime64[D]")),
+            {"type": "array", "items": {"type": "string"}, "example": ["2020-01-02"]},
+        ),
+        (
             NumpyNdarray.from_sample([1.0, math.nan]),
-            {"type": "array", "items": {"type": "number"}, "example": [1.0, None]},
+            {"type": "array", "items": {"type": "number"}},
         ),
         (NumpyNdarray.from_sample(np.zeros(2000)), {"type": "array", "items": {"type": "number"}}),
     ],
@@ -421,3 +435,164 @@ def test_schema_describes_the_array(descriptor: NumpyNdarray, schema: dict[str, 
     assert descriptor.schema() == schema
     assert descriptor.components() == {}
     assert descriptor.python_type() is np.ndarray
+
+
+# ---- .npy -------------------------------------------------------------------------------------------------------
+
+
+def npy(array: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def npy_header(header: str, version: int = 1, data: bytes = b"") -> bytes:
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode("latin-1") + data
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([[1.5, 2.5]], dtype="float32"),
+        np.array(3),
+        np.zeros((0, 4)),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.arange(3, dtype=">i4"),
+        np.array([True, False]),
+        np.array([1j]),
+        np.array(["a", "bcd"]),
+        np.array([b"ab"]),
+        np.array(["2020-01-02"], dtype="datetime64[D]"),
+    ],
+)
+@pytest.mark.parametrize("content_type", ["application/x-npy", "application/octet-stream", None])
+def test_npy_file_is_read(array: Array, content_type: str | None) -> None:
+    back = read(NumpyNdarray(), npy(array), content_type)
+    assert back.dtype == array.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(back, array)
+    assert back.flags.writeable
+    assert back.flags.aligned
+
+
+def test_npy_file_of_version_2_is_read() -> None:
+    header = "{'descr': '<i2', 'fortran_order': False, 'shape': (1,), }\n"
+    assert read(NumpyNdarray(), npy_header(header, 2, b"\x07\x00")).tolist() == [7]
+
+
+def test_npy_file_is_cast_and_checked_as_json_is() -> None:
+    assert read(NumpyNdarray("float32", shape=(1, 2)), npy(np.array([1, 2]))).tolist() == [[1.0, 2.0]]
+    with pytest.raises(BadInput, match="is of data type float64 and does not fit int64 without loss"):
+        read(strict("int64"), npy(np.array([1.5])))
+    with pytest.raises(BadInput, match=r"has the shape \(3,\), but \(-1, 4\) was expected"):
+        read(strict(shape=(-1, 4)), npy(np.zeros(3)))
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"[1, 2", "The body came as 'application/x-npy', but it is no .npy file: write one with numpy.save"),
+        (b"", "The body came as 'application/x-npy', but it is no .npy file"),
+        (b"\x93NUMPY", "has a header that numpy cannot read"),
+        (b"\x93NUMPY\x09\x00\x00\x00", "has a header that numpy cannot read"),
+        (npy(np.array([1, 2]))[:-1], r"tells of shape \(2,\) and int64, which are 16 bytes, but 15 follow"),
+        (npy(np.array([1, 2])) + b"x", "but 17 follow"),
+        (npy(np.array([None]), allow_pickle=True), "holds values of data type object"),
+        (npy(np.zeros(1, dtype=[("a", "i4")])), "holds values of data type"),
+        (npy_header("{'descr': '|V3', 'fortran_order': False, 'shape': (1,)}", data=b"abc"), "data type"),
+        (npy_header("{'descr': '<U0', 'fortran_order': False, 'shape': (10**9,)}"), "cannot read"),
+        (npy_header("{'descr': '<U0', 'fortran_order': False, 'shape': (9999999999,)}"), "data type"),
+        (
+            npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999, 0)}"),
+            "which is empty, but too long",
+        ),
+        (npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -1)}", data=bytes(8)), "follow"),
+        (npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (10,)*99}"), "cannot read"),
+        (npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': 'x'}"), "cannot read"),
+        (npy_header("__import__('os').abort()"), "cannot read"),
+        (npy_header("(" * 5000), "cannot read"),
+    ],
+)
+def test_npy_file_is_refused_with_a_sentence_when_it_is_broken(body: bytes, sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        read(NumpyNdarray(), body, "application/x-npy")
+
+
+def send_npy(descriptor: NumpyNdarray, result: Any, header: str = "application/x-npy") -> Any:
+    token = accept.set(header)
+    try:
+        return send(descriptor, result)
+    finally:
+        accept.reset(token)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        np.array([[1.5, math.nan]], dtype="float32"),
+        np.array(3),
+        np.zeros((0, 4)),
+        np.arange(6).reshape(2, 3).T,
+        np.arange(3, dtype=">i4"),
+        np.array(["a", "bcd"]),
+        np.array(["2020-01-02"], dtype="datetime64[D]"),
+        [[1, 2], [3, 4]],
+        pd.DataFrame({"a": [1.5]}),
+        np.array(["a", "bcd"], dtype=object),
+        np.array([1, 2.5], dtype=object),
+    ],
+)
+def test_result_is_sent_as_npy_when_the_client_asks_for_it(result: Any) -> None:
+    sent = send_npy(NumpyNdarray(), result)
+    assert sent.all("content-type") == ["application/x-npy"]
+    np.testing.assert_array_equal(np.load(io.BytesIO(sent.body)), np.asarray(result))
+
+
+def test_result_is_sent_as_json_when_the_client_prefers_it() -> None:
+    assert send_npy(NumpyNdarray(), [1], "application/x-npy;q=0.5, application/json").body == b"[1]"
+    assert send_npy(NumpyNdarray(), [1], "text/html").body == b"[1]"
+
+
+@pytest.mark.parametrize("result", [np.array(["a", 1], dtype=object), np.array([None]), np.zeros(1, dtype="V3")])
+def test_result_is_an_error_of_the_service_when_it_has_no_npy(result: Array) -> None:
+    with pytest.raises(InternalServerError, match=r"cannot be written as a \.npy file"):
+        send_npy(NumpyNdarray(), result)
+
+
+@given(st.binary(), st.sampled_from(["application/json", "application/x-npy", "application/octet-stream"]))
+def test_body_is_read_or_refused_whatever_it_is(body: bytes, content_type: str) -> None:
+    for descriptor in (NumpyNdarray(), strict("float32", (-1, 2))):
+        with contextlib.suppress(BadInput):
+            read(descriptor, body, content_type)
+
+
+@given(st.integers(0, 200), st.binary(min_size=1, max_size=3))
+def test_npy_file_is_read_or_refused_when_it_is_damaged(place: int, bytes_: bytes) -> None:
+    body = npy(np.arange(8.0))
+    with contextlib.suppress(BadInput):
+        read(NumpyNdarray(), body[:place] + bytes_ + body[place + len(bytes_) :], "application/x-npy")
+
+
+@given(
+    arrays.arrays(
+        st.sampled_from(["float64", "float32", ">i8", "uint8", "bool", "<U3", "datetime64[s]"]),
+        arrays.array_shapes(min_dims=0, min_side=0),
+    )
+)
+def test_array_comes_back_as_it_was_sent_as_npy(array: Array) -> None:
+    back = read(NumpyNdarray(), send_npy(NumpyNdarray(), array).body)
+    assert back.dtype == array.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(back, array)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=8),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+)
+
+
+@given(JSON_VALUES)
+def test_json_is_read_or_refused_whatever_it_holds(value: Any) -> None:
+    for descriptor in (NumpyNdarray(), NumpyNdarray("float32"), strict("int8", (-1,)), strict("datetime64[s]")):
+        with contextlib.suppress(BadInput):
+            read(descriptor, json.dumps(value))

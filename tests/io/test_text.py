@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import encodings.aliases
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request
 
 from adapter.context import Context
-from adapter.exceptions import BadInput, InternalServerError, InvalidArgument, UnsupportedMediaType
+from adapter.exceptions import AdapterError, BadInput, InternalServerError, InvalidArgument, UnsupportedMediaType
 from adapter.io import SSE, Text
 from tests.io.wire import read, request, send
 
@@ -118,7 +122,7 @@ def test_events_are_streamed_as_server_sent_events() -> None:
 
 @pytest.mark.parametrize("result", [None, 3, b"bytes", ["a", "b"], {"a": 1}, iter([1]), SSE("x"), iter([SSE("x")])])
 def test_result_is_an_error_of_the_service_when_it_is_no_text(result: Any) -> None:
-    with pytest.raises(InternalServerError, match=r"The API function (returned|gave) a .* instead of a str"):
+    with pytest.raises(InternalServerError, match=r"The result is a .* instead of a str"):
         asyncio.run(Text().to_http_response(result))
 
 
@@ -136,25 +140,105 @@ def test_error_of_a_generator_comes_before_any_byte_when_the_first_piece_raises(
         asyncio.run(Text().to_http_response(broken()))
 
 
-def test_generator_is_closed_when_the_client_goes_away() -> None:
-    closed = []
+@pytest.mark.parametrize("waits_for", ["the client", "the generator"])
+@pytest.mark.parametrize("sync", [False, True])
+def test_generator_is_closed_when_the_client_goes_away(waits_for: str, sync: bool) -> None:
+    events: list[str] = []
 
-    async def endless() -> AsyncIterator[str]:
+    async def tokens() -> AsyncIterator[str]:
+        try:
+            yield "first"
+            yield "second"
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            events.append("closed")
+
+    def sync_tokens() -> Iterator[str]:
         try:
             while True:
                 yield "token"
         finally:
-            closed.append(True)
+            events.append("closed")
 
     async def leave_early() -> None:
-        response: Any = await Text().to_http_response(endless())
-        stream = response.body_iterator
-        assert await anext(stream) == b"token"
-        assert await anext(stream) == b"token"
-        await stream.aclose()
-        assert closed == [True]
+        response = await Text().to_http_response(sync_tokens() if sync else tokens())
+        left = asyncio.Event()
 
-    asyncio.run(leave_early())
+        async def receive() -> Any:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def take(message: Any) -> None:
+            events.append(message["type"])
+            if len(events) == (1 if waits_for == "the client" else 3):
+                left.set()
+                if waits_for == "the client":
+                    await asyncio.Event().wait()
+
+        await response({"type": "http"}, receive, take)
+        assert events[-1] == "closed"
+
+    asyncio.run(asyncio.wait_for(leave_early(), 10))
+    assert events.count("closed") == 1
+
+
+@pytest.mark.parametrize("make", [pieces, async_pieces, lambda: iter([3])])
+def test_generator_is_closed_when_its_stream_is_not_sent(make: Callable[[], Any]) -> None:
+    ctx = Context({}, request())
+    ctx.response.status_code = 204
+    source = make()
+    try:
+        sent = send(Text(), source, ctx)
+        assert (sent.status, sent.body) == (204, b"")
+    except InternalServerError:
+        pass
+    assert next(source, None) is None if isinstance(source, Iterator) else source.ag_frame is None
+
+
+def test_error_after_the_first_piece_leaves_the_response() -> None:
+    def broken() -> Iterator[str]:
+        yield "first"
+        raise KeyError("no model")
+
+    with pytest.raises(KeyError, match="no model"):
+        send(Text(), broken())
+
+
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [("latin-1", "Grüße"), ('"UTF-16"', "世界"), ("utf-8-sig", "Grüße"), ("cp1252", "5 €"), ("shift_jis", "世界")],
+)
+def test_text_is_read_in_the_charset_of_its_content_type(charset: str, text: str) -> None:
+    body = text.encode(charset.strip('"'))
+    assert read(Text(), body, f"text/plain; charset={charset}") == text
+
+
+@pytest.mark.parametrize("charset", ["klingon", "base64", "idna", "punycode", "unicode-escape", "x" * 200, "a\0b", "."])
+def test_charset_that_is_none_is_refused(charset: str) -> None:
+    with pytest.raises(BadInput, match=r"The charset '.*' of the body is not known; encode it in UTF-8"):
+        read(Text(), b"abc", f"text/plain; charset={charset}")
+
+
+@pytest.mark.parametrize(("charset", "body"), [("ascii", b"\xff"), ("utf-16", b"a"), ("shift_jis", b"\x81")])
+def test_body_is_refused_when_it_is_not_in_its_charset(charset: str, body: bytes) -> None:
+    with pytest.raises(BadInput, match=f"not text in {charset.upper()}: .* encode it in UTF-8"):
+        read(Text(), body, f"text/plain; charset={charset}")
+
+
+@settings(deadline=None)
+@given(body=st.binary(max_size=50), charset=st.sampled_from([*set(encodings.aliases.aliases.values())]) | st.text())
+def test_any_bytes_are_text_or_the_fault_of_their_sender(body: bytes, charset: str) -> None:
+    header = f"text/plain; charset={charset}".encode().decode("latin-1")
+    scope = {"type": "http", "headers": [(b"content-type", header.encode("latin-1"))]}
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    try:
+        assert isinstance(asyncio.run(Text().from_http_request(Request(scope, receive))), str)
+    except AdapterError as error:
+        assert 400 <= error.error_code < 500  # noqa: PT017  # either is right
 
 
 def test_from_sample_documents_the_text() -> None:
