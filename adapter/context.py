@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import threading
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -10,13 +13,14 @@ from starlette.datastructures import URL, Address, Headers, MutableHeaders, Quer
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapter.exceptions import InternalServerError
+from adapter.exceptions import InternalServerError, StateException
 
 _SAME_SITE = ("lax", "strict", "none")
 # the server computes these from the body; another value would break the connection
 _OF_THE_SERVER = (b"content-length", b"transfer-encoding")
 # RFC 9110, sections 15.3.5, 15.3.6 and 15.4.5: a response with one of these has no content
 _WITHOUT_BODY = (204, 205, 304)
+_making = threading.Lock()  # two threads of one request may ask for its folder at the same time
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class Context:
     `state` is the dict of this process: what one API function or hook writes, the others read.
     """
 
-    __slots__ = ("_request", "_request_context", "_response", "state")
+    __slots__ = ("_closed", "_request", "_request_context", "_response", "_temp_dir", "state")
 
     def __init__(self, state: dict[str, Any], request: Request | None = None) -> None:
         self.state = state
@@ -192,6 +196,8 @@ class Context:
         # both are made when first asked for: most requests ask for neither
         self._request_context: RequestContext | None = None
         self._response: ResponseContext | None = None
+        self._temp_dir: str | None = None
+        self._closed = False
 
     @property
     def request(self) -> RequestContext:
@@ -211,9 +217,31 @@ class Context:
             self._response = ResponseContext()
         return self._response
 
+    @property
+    def temp_dir(self) -> str:
+        """A folder of this request alone, removed with all that is in it when the response has been sent.
+
+        Raises LookupError inside a lifecycle hook, and StateException when the request is over.
+        """
+        if self._request is None:
+            raise LookupError(_no_request("temp_dir"))
+        with _making:
+            if self._closed:
+                raise StateException("The request is over, and its temp_dir with it; keep what must stay elsewhere.")
+            if self._temp_dir is None:
+                self._temp_dir = tempfile.mkdtemp(prefix="adapter-request-")
+            return self._temp_dir
+
     def apply(self, response: Response) -> Response:
         """Put what the API function set on `ctx.response` onto a response; see `ResponseContext.apply`."""
         return response if self._response is None else self._response.apply(response)
+
+    def close(self) -> None:
+        """End the request: its folder is removed, on a thread of its own, since that takes as long as it is large."""
+        with _making:
+            self._closed = True
+        if self._temp_dir is not None:
+            threading.Thread(target=shutil.rmtree, args=(self._temp_dir, True), name="remove-temp-dir").start()
 
 
 def _no_request(what: str) -> str:

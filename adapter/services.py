@@ -6,9 +6,14 @@ import collections
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
+
+from a2wsgi import WSGIMiddleware
+from starlette.convertors import CONVERTOR_TYPES
+from starlette.routing import PARAM_REGEX, compile_path
+from starlette.types import ASGIApp
 
 from adapter.context import Context
 from adapter.exceptions import AlreadyExists, InvalidArgument, StateException
@@ -20,6 +25,15 @@ from adapter.tag import valid_name
 F = TypeVar("F", bound=Callable[..., Any])
 
 RESERVED = frozenset({"index", "swagger", "docs", "metrics", "healthz", "livez", "readyz", "static_content"})
+_CONTEXT_NAMES = ("ctx", "context")
+# what a parameter of a route takes, as unlike the literal part of another route as can be
+_SAMPLES = {
+    "str": "\ue000",
+    "path": "\ue000/" * 40,
+    "int": "98765432109876543210",
+    "float": "98765432109876543210.5",
+    "uuid": "98765432-1098-7654-3210-987654321098",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,20 @@ class API:
     @property
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.func)
+
+    @property
+    def multi_input(self) -> bool:
+        """Whether the input is a Multipart: the function takes its parts, and the Context, by keyword."""
+        return bool(self.input.parts)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """An ASGI application that answers what lies below `path`, where no API and no route of the server does."""
+
+    path: str
+    app: ASGIApp
+    name: str | None = None
 
 
 class Service:
@@ -66,11 +94,32 @@ class Service:
         self.startup_hooks: list[Callable[[Context], Any]] = []
         self.shutdown_hooks: list[Callable[[Context], Any]] = []
         self.deployment_hooks: list[Callable[[], Any]] = []
+        self.mounts: list[Mount] = []
+        self.middlewares: list[tuple[Callable[..., ASGIApp], dict[str, Any]]] = []
         self.import_string: str | None = None
+        self.working_dir: str | None = None
 
     @property
     def doc(self) -> str:
         return "\n\n".join(f"{api.name}: {api.doc}" for api in self.apis.values() if api.doc)
+
+    @property
+    def openapi_spec(self) -> dict[str, Any]:
+        """The OpenAPI document, as `GET /docs.json` answers it."""
+        # the server stands above this file and imports it; whoever asks for a server at a Service has it in hand
+        from adapter.server.openapi import document
+
+        return document(self)
+
+    @property
+    def asgi_app(self) -> ASGIApp:
+        """An application for any ASGI server, with the runners in its process: `uvicorn service:svc.asgi_app`.
+
+        Each use makes another one. It starts the runners and hooks in its lifespan, so it answers nothing before.
+        """
+        from adapter.server.app import LocalRunners, create_app  # see `openapi_spec`
+
+        return create_app(self, LocalRunners())
 
     # ---- APIs -----------------------------------------------------------------------------------------------------
 
@@ -85,8 +134,11 @@ class Service:
     ) -> Callable[[F], F]:
         """Offer the decorated function as `POST /<name>`, or at `route`.
 
+        A route may have parameters, whose values are in `ctx.request.path_params`: `/users/{user}/score`, or
+        `{user:int}`, also float, uuid and path. A route without any goes before them, then the one added first.
         A plain function runs on a thread, an `async def` one on the event loop. Its first parameter is what `input`
-        makes of the body; a second one, of any name, is the Context. `doc` (or the docstring) goes into OpenAPI.
+        makes of the body; a second one, of any name, is the Context. For a Multipart its parameters are called like the
+        parts, and the Context `ctx` or `context`, or is annotated as such. `doc` (or the docstring) goes into OpenAPI.
         """
         for what, descriptor in (("input", input), ("output", output)):
             if not isinstance(descriptor, IODescriptor):
@@ -118,17 +170,60 @@ class Service:
             raise AlreadyExists(f"The service {self.name!r} has an API {name!r} already: give `name=` another.")
         return name
 
-    def _route(self, name: str, route: str | None) -> str:
-        given = name if route is None else route
-        path = "/" + given.removeprefix("/")
-        if not path.strip("/") or path.startswith(("//", "/:")) or any(c in path for c in "?# {}"):
-            raise InvalidArgument(f"{given!r} cannot be a route: write a path such as '/v1/classify'.")
-        if path.strip("/").split("/")[0] in RESERVED or path == "/docs.json":
-            raise InvalidArgument(f"{path!r} cannot be a route: the server uses it.")
+    def _route(self, name: str, given: str | None) -> str:
+        route = _path(name if given is None else given, "a route")
+        shape, values = _pattern(route)
         for other in self.apis.values():
-            if other.route == path:
-                raise AlreadyExists(f"The route {path!r} belongs to the API {other.name!r} already.")
-        return path
+            if other.route == route:
+                raise AlreadyExists(f"The route {route!r} belongs to the API {other.name!r} already.")
+            its_shape, _ = _pattern(other.route)
+            if its_shape == shape or ("{" in route and compile_path(other.route)[0].match(values)):
+                raise AlreadyExists(
+                    f"The route {route!r} would never be reached: {other.route!r} of the API {other.name!r} takes "
+                    "the same paths."
+                )
+        return route
+
+    # ---- beside the APIs ------------------------------------------------------------------------------------------
+
+    def mount_asgi_app(self, app: ASGIApp, path: str = "/", name: str | None = None) -> None:
+        """Let another ASGI application (FastAPI, Starlette) answer what lies below `path`.
+
+        The APIs and the server's own routes go before it, and of two such applications the one with the longer path.
+        The paths of a FastAPI application are shown in the service's OpenAPI document. Source: seed 002.
+        """
+        if _arguments(app) == 2:
+            raise InvalidArgument(f"{app!r} takes two arguments as a WSGI application does: use mount_wsgi_app.")
+        self._mount(app, path, name)
+
+    def mount_wsgi_app(self, app: Callable[..., Iterable[bytes]], path: str = "/", name: str | None = None) -> None:
+        """Let a WSGI application (Flask, Django) answer what lies below `path`, on threads of its own."""
+        if _arguments(app) == 3:
+            raise InvalidArgument(f"{app!r} takes three arguments as an ASGI application does: use mount_asgi_app.")
+        self._mount(WSGIMiddleware(app) if callable(app) else app, path, name)
+
+    def _mount(self, app: Any, given: str, name: str | None) -> None:
+        if not callable(app):
+            raise InvalidArgument(f"{app!r} cannot be mounted: it is not an application, which can be called.")
+        path = "/" if given in ("", "/") else _path(given, "the path of a mounted application").rstrip("/")
+        if "{" in path:
+            raise InvalidArgument(f"{given!r} cannot be the path of a mounted application: it has parameters.")
+        if any(mount.path == path for mount in self.mounts):
+            raise AlreadyExists(f"Another application is mounted at {path!r} already.")
+        self.mounts.append(Mount(path, app, name))
+        self.mounts.sort(key=lambda mount: -len(mount.path))  # the application takes the first that matches
+
+    def add_asgi_middleware(self, middleware: Callable[..., ASGIApp], **options: Any) -> None:
+        """Wrap the application in `middleware(app, **options)`; the first added is the outermost.
+
+        It sees every request, those for the server's own routes and for mounted applications included.
+        """
+        if not callable(middleware):
+            raise InvalidArgument(
+                f"{middleware!r} is not a middleware: give its class and its options, as in "
+                "svc.add_asgi_middleware(GZipMiddleware, minimum_size=500)."
+            )
+        self.middlewares.append((middleware, options))
 
     # ---- hooks ------------------------------------------------------------------------------------------------------
 
@@ -155,8 +250,52 @@ class Service:
 
     def __repr__(self) -> str:
         if self.import_string:
-            return f'adapter.Service(name="{self.name}", import_str="{self.import_string}")'
+            folder = f', working_dir="{self.working_dir}"' if self.working_dir else ""
+            return f'adapter.Service(name="{self.name}", import_str="{self.import_string}"{folder})'
         return f'adapter.Service(name="{self.name}", runners=[{", ".join(r.name for r in self.runners)}])'
+
+
+def _path(given: str, what: str) -> str:
+    """A path as a person may write it, beginning with a slash, or InvalidArgument that says why it is none."""
+    path = "/" + given.removeprefix("/") if isinstance(given, str) else ""
+    if (
+        not path.strip("/")
+        or path.startswith(("//", "/:"))
+        or any(c in "?#%\\" or c.isspace() or not c.isprintable() for c in path)
+    ):
+        raise InvalidArgument(f"{given!r} cannot be {what}: write a path such as '/v1/classify'.")
+    if path.strip("/").split("/")[0] in RESERVED or path.rstrip("/") == "/docs.json":
+        raise InvalidArgument(f"{path!r} cannot be {what}: the server uses it.")
+    if any(c in PARAM_REGEX.sub("", path) for c in "{}"):
+        raise InvalidArgument(f"{given!r} cannot be {what}: write a parameter as in '/users/{{user}}/score'.")
+    parameters = PARAM_REGEX.findall(path)
+    for name, kind in parameters:
+        if kind and kind[1:] not in CONVERTOR_TYPES:
+            raise InvalidArgument(
+                f"{given!r} cannot be {what}: {kind[1:]!r} is no kind of parameter; there are "
+                f"{', '.join(CONVERTOR_TYPES)}."
+            )
+        if [name for name, _ in parameters].count(name) > 1:
+            raise InvalidArgument(f"{given!r} cannot be {what}: it has two parameters called {name!r}.")
+    return path
+
+
+def _pattern(route: str) -> tuple[str, str]:
+    """The route with its parameters made alike, and a path that only its parameters would match."""
+    kinds = {name: kind[1:] or "str" for name, kind in PARAM_REGEX.findall(route)}
+    path = PARAM_REGEX.sub(lambda match: _SAMPLES.get(kinds[match[1]], _SAMPLES["str"]), route)
+    return PARAM_REGEX.sub("{}", route), path
+
+
+def _arguments(app: Any) -> int:
+    """How many arguments an application takes; 0 where it does not say."""
+    try:
+        parameters = inspect.signature(app).parameters.values()
+    except (TypeError, ValueError):
+        return 0
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 0
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def _runners(runners: Iterable[Runner] | None) -> tuple[Runner, ...]:
@@ -181,8 +320,10 @@ def _runners(runners: Iterable[Runner] | None) -> tuple[Runner, ...]:
 
 def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[Any]) -> str | None:
     """The name of the parameter that takes the Context; InvalidArgument where the function cannot be an API."""
-    name = getattr(function, "__name__", repr(function))
-    parameters: Sequence[inspect.Parameter] = [
+    name, hints = getattr(function, "__name__", repr(function)), _hints(function)
+    if descriptor.parts:
+        return _context_beside_parts(name, function, descriptor.parts)
+    parameters = [
         p
         for p in inspect.signature(function).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
@@ -200,13 +341,7 @@ def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[An
             f"The API function {name}() takes {len(parameters)} arguments: there are the body of the request and, if "
             "wanted, the Context."
         )
-    hints = _hints(function)
-    expected, annotation = descriptor.python_type(), hints.get(parameters[0].name)
-    if _is_class(annotation) and not issubclass(annotation, expected) and not issubclass(expected, annotation):
-        raise InvalidArgument(
-            f"{name}() takes {annotation.__name__}, but its input {type(descriptor).__name__} makes "
-            f"{expected.__name__} of a request."
-        )
+    _check_annotation(name, hints.get(parameters[0].name), descriptor, "a request")
     if len(parameters) == 1:
         return None
     context = hints.get(parameters[1].name, Context)
@@ -215,6 +350,56 @@ def _context_parameter(function: Callable[..., Any], descriptor: IODescriptor[An
             f"The second parameter of {name}() is the Context, so {parameters[1].name!r} cannot be {context.__name__}."
         )
     return parameters[1].name
+
+
+def _context_beside_parts(
+    name: str, function: Callable[..., Any], parts: Mapping[str, IODescriptor[Any]]
+) -> str | None:
+    """`_context_parameter` of a function that takes the parts of a form, and the Context, by keyword."""
+    parameters, hints = inspect.signature(function).parameters, _hints(function)
+    names = ", ".join(repr(part) for part in parts)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for part, descriptor in parts.items():
+        if part not in parameters and not takes_any:
+            raise InvalidArgument(
+                f"The API function {name}() does not take the part {part!r}: its parameters are called like the parts, "
+                f"{names}, and the Context `ctx`."
+            )
+        _check_annotation(name, hints.get(part), descriptor, f"the part {part!r}")
+    context: str | None = None
+    for parameter in parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise InvalidArgument(
+                f"The API function {name}() takes {parameter.name!r} by position only, but the parts come by keyword: "
+                "leave out the `/` after it."
+            )
+        if parameter.name in parts:
+            continue
+        annotation = hints.get(parameter.name)
+        annotated = _is_class(annotation) and issubclass(annotation, Context)
+        called = parameter.name in _CONTEXT_NAMES and not (_is_class(annotation) and not annotated)
+        if context is not None or not (annotated or called):
+            raise InvalidArgument(
+                f"The API function {name}() takes {parameter.name!r}, which is none of the parts {names}"
+                + (
+                    f", and its Context is {context!r}."
+                    if context
+                    else "; the Context is called `ctx` or annotated as adapter.Context."
+                )
+            )
+        context = parameter.name
+    return context
+
+
+def _check_annotation(name: str, annotation: Any, descriptor: IODescriptor[Any], source: str) -> None:
+    expected = descriptor.python_type()
+    if _is_class(annotation) and not issubclass(annotation, expected) and not issubclass(expected, annotation):
+        raise InvalidArgument(
+            f"{name}() takes {annotation.__name__}, but its input {type(descriptor).__name__} makes "
+            f"{expected.__name__} of {source}."
+        )
 
 
 def _is_class(annotation: Any) -> TypeGuard[type]:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from adapter.context import Context, Cookie
-from adapter.exceptions import InternalServerError
+from adapter.exceptions import InternalServerError, StateException
 from tests.io.wire import request, transmit
 
 
@@ -45,7 +48,7 @@ def test_request_is_copied_when_user_code_copies_it() -> None:
     assert copy.copy(serving().request).method == "POST"
 
 
-@pytest.mark.parametrize("part", ["request", "response"])
+@pytest.mark.parametrize("part", ["request", "response", "temp_dir"])
 def test_context_raises_when_no_request_is_served(part: str) -> None:
     with pytest.raises(LookupError, match=rf"ctx\.{part} exists only while a request is served"):
         getattr(Context({}), part)
@@ -168,3 +171,37 @@ def test_set_cookie_adds_to_the_list() -> None:
 def test_cookie_is_refused_when_samesite_is_unknown(samesite: Any) -> None:
     with pytest.raises(ValueError, match="it can be 'lax', 'strict', 'none'"):
         Cookie("key", "value", samesite=samesite)
+
+
+# ---- temp_dir -------------------------------------------------------------------------------------------------------
+
+
+def test_temp_dir_is_made_once_for_each_request() -> None:
+    ctx, other = serving(), serving()
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: ctx.temp_dir, range(32)))
+    assert folders == {ctx.temp_dir}
+    assert ctx.temp_dir != other.temp_dir
+    assert Path(ctx.temp_dir).stat().st_mode & 0o077 == 0
+    for each in (ctx, other):
+        each.close()
+
+
+def test_temp_dir_is_removed_with_what_is_in_it_when_the_request_ends() -> None:
+    ctx = serving()
+    folder = Path(ctx.temp_dir)
+    (folder / "below").mkdir()
+    (folder / "below" / "page.png").write_bytes(b"x")
+    ctx.close()
+    for thread in threading.enumerate():
+        if thread.name == "remove-temp-dir":
+            thread.join()
+    assert not folder.exists()
+    with pytest.raises(StateException, match="The request is over, and its temp_dir with it"):
+        _ = ctx.temp_dir
+
+
+def test_no_folder_and_no_thread_is_made_when_nobody_asks() -> None:
+    ctx, before = serving(), threading.active_count()
+    ctx.close()
+    assert threading.active_count() == before

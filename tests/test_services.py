@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import pickle
 from typing import Any
 
@@ -10,11 +11,11 @@ from pydantic import BaseModel
 
 from adapter.context import Context
 from adapter.exceptions import AlreadyExists, InvalidArgument, StateException
-from adapter.io import JSON, NumpyNdarray, Text
+from adapter.io import JSON, Multipart, NumpyNdarray, Text
 from adapter.model import Model, ModelInfo
 from adapter.runnable import Runnable
 from adapter.runner import Runner
-from adapter.services import RESERVED, Service
+from adapter.services import RESERVED, Mount, Service
 from adapter.tag import Tag
 
 
@@ -81,6 +82,8 @@ def test_service_says_what_it_is() -> None:
     assert [m.tag.name for m in svc.models] == ["m"]
     svc.import_string = "service:svc"
     assert repr(svc) == 'adapter.Service(name="s", import_str="service:svc")'
+    svc.working_dir = "/srv/iris"
+    assert str(svc) == 'adapter.Service(name="s", import_str="service:svc", working_dir="/srv/iris")'
 
 
 def test_two_versions_of_one_model_get_names_with_their_versions() -> None:
@@ -166,10 +169,69 @@ def test_route_begins_with_a_slash(route: str | None, expected: str) -> None:
     assert svc.apis["f"].route == expected
 
 
-@pytest.mark.parametrize("route", ["", "/", "//a", "/a?b", "/a#b", "/a b", "/a/{b}"])
-def test_route_that_is_no_path_is_refused(route: str) -> None:
+@pytest.mark.parametrize(
+    "route", ["", "/", "//a", "/:a", "/a?b", "/a#b", "/a b", "/a\nb", "/a%20b", "/a\\b", "\0", 5, b"/a", ["/a"]]
+)
+def test_route_that_is_no_path_is_refused(route: Any) -> None:
     with pytest.raises(InvalidArgument, match="cannot be a route: write a path"):
         Service("s").api(JSON(), JSON(), route=route)(lambda_named("f"))
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ("/a/{b", r"write a parameter as in '/users/\{user\}/score'"),
+        ("/a/b}", "write a parameter"),
+        ("/a/{}", "write a parameter"),
+        ("/a/{b-c}", "write a parameter"),
+        ("/a/{b:}", "write a parameter"),
+        ("/a/{b:integer}", "'integer' is no kind of parameter; there are str, path, int, float, uuid"),
+        ("/a/{b}/{b:int}", "it has two parameters called 'b'"),
+    ],
+)
+def test_route_whose_parameters_cannot_be_read_is_refused(route: str, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        Service("s").api(JSON(), JSON(), route=route)(lambda_named("f"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("/a/{b}", "/a/{c}"),
+        ("/a/{b}", "/a/{b:int}"),
+        ("/a/{b:int}", "/a/{b}"),  # OpenAPI takes these two for one
+        ("/a/{rest:path}", "/a/{b}/c"),
+        ("/{rest:path}", "/{a}"),
+        ("/{a}/{b}", "/x/{b}"),
+        ("/{a}/x/{b}", "/y/x/{b:uuid}"),
+    ],
+)
+def test_route_that_would_never_be_reached_is_refused(first: str, second: str) -> None:
+    svc = Service("s")
+    svc.api(JSON(), JSON(), route=first)(lambda_named("f"))
+    with pytest.raises(AlreadyExists, match=r"would never be reached: '.*' of the API 'f' takes the same paths"):
+        svc.api(JSON(), JSON(), route=second)(lambda_named("g"))
+    assert list(svc.apis) == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("/a/{b}", "/a/b"),
+        ("/a/b", "/a/{b}"),
+        ("/a/{b}", "/a/{b}/c"),
+        ("/x/{b}", "/{a}/{b}"),
+        ("/{a}/x", "/y/{b}"),
+        ("/a/{b}/c", "/a/{rest:path}"),
+        ("/a/1/{b}", "/a/{n:int}/{b}"),
+        ("/{a}-x", "/{a}-y"),
+    ],
+)
+def test_routes_that_each_have_paths_of_their_own_stand_together(first: str, second: str) -> None:
+    svc = Service("s")
+    svc.api(JSON(), JSON(), route=first)(lambda_named("f"))
+    svc.api(JSON(), JSON(), route=second)(lambda_named("g"))
+    assert [api.route for api in svc.apis.values()] == [first, second]
 
 
 def lambda_named(name: str) -> Any:
@@ -188,6 +250,8 @@ def test_name_and_route_of_the_server_itself_are_refused(name: str) -> None:
         svc.api(JSON(), JSON(), route=f"/{name}")(lambda_named("f"))
     with pytest.raises(InvalidArgument, match="the server uses it"):
         svc.api(JSON(), JSON(), route=f"/{name}/more")(lambda_named("f"))
+    with pytest.raises(InvalidArgument, match="the server uses it"):
+        svc.api(JSON(), JSON(), route="/docs.json")(lambda_named("f"))
     assert not svc.apis
 
 
@@ -321,6 +385,178 @@ def test_body_may_be_annotated_more_or_less_exactly_than_its_descriptor() -> Non
     def parsed(x: Point) -> Any: ...
 
     assert list(svc.apis) == ["exact", "any_json", "parsed"]
+
+
+# ---- beside the APIs ------------------------------------------------------------------------------------------------
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def wsgi(environ: Any, start_response: Any) -> Any: ...
+
+
+class Middleware:
+    def __init__(self, app: Any, limit: int = 0) -> None: ...
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def test_mounts_are_kept_with_the_longest_path_first() -> None:
+    svc = Service("s")
+    svc.mount_asgi_app(asgi)
+    svc.mount_asgi_app(asgi, path="v1/", name="first")
+    svc.mount_asgi_app(asgi, "/v1/admin")
+    assert svc.mounts == [Mount("/v1/admin", asgi), Mount("/v1", asgi, "first"), Mount("/", asgi)]
+
+
+def test_wsgi_application_is_mounted_as_an_asgi_one() -> None:
+    svc = Service("s")
+    svc.mount_wsgi_app(wsgi, path="/old")
+    assert [(mount.path, inspect.iscoroutinefunction(type(mount.app).__call__)) for mount in svc.mounts] == [
+        ("/old", True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("/livez", InvalidArgument, "'/livez' cannot be the path of a mounted application: the server uses it"),
+        ("/static_content/x", InvalidArgument, "the server uses it"),
+        ("/metrics/", InvalidArgument, "the server uses it"),
+        ("docs.json", InvalidArgument, "the server uses it"),
+        ("/a/{b}", InvalidArgument, "it has parameters"),
+        ("//a", InvalidArgument, "write a path"),
+        (None, InvalidArgument, "write a path"),
+        ("/taken/", AlreadyExists, "Another application is mounted at '/taken' already"),
+    ],
+)
+def test_mount_is_refused_where_it_cannot_be(path: Any, error: type[Exception], message: str) -> None:
+    svc = Service("s")
+    svc.mount_asgi_app(asgi, "/taken")
+    with pytest.raises(error, match=message):
+        svc.mount_asgi_app(asgi, path)
+    assert len(svc.mounts) == 1
+
+
+def test_mount_of_something_else_is_refused() -> None:
+    svc = Service("s")
+    with pytest.raises(InvalidArgument, match="takes two arguments as a WSGI application does: use mount_wsgi_app"):
+        svc.mount_asgi_app(wsgi)  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(InvalidArgument, match="takes three arguments as an ASGI application does: use mount_asgi_app"):
+        svc.mount_wsgi_app(asgi)  # type: ignore[arg-type]  # what is tested
+    for mount in (svc.mount_asgi_app, svc.mount_wsgi_app):
+        with pytest.raises(InvalidArgument, match="'app' cannot be mounted: it is not an application"):
+            mount("app")  # type: ignore[arg-type]  # what is tested
+    assert not svc.mounts
+
+
+def test_middlewares_are_kept_in_order_with_their_options() -> None:
+    svc = Service("s")
+    svc.add_asgi_middleware(Middleware, limit=5)
+    svc.add_asgi_middleware(Middleware)
+    assert svc.middlewares == [(Middleware, {"limit": 5}), (Middleware, {})]
+    with pytest.raises(InvalidArgument, match="'gzip' is not a middleware: give its class"):
+        svc.add_asgi_middleware("gzip")  # type: ignore[arg-type]  # what is tested
+
+
+# ---- what an API function takes of a form ---------------------------------------------------------------------------
+
+
+def in_order(arr: np.ndarray[Any, Any], json: dict[str, Any]) -> Any: ...
+
+
+def swapped(json: Point, arr: Any) -> Any: ...
+
+
+def with_ctx(arr: Any, json: Any, ctx: Any) -> Any: ...
+
+
+def with_context_first(context: Any, arr: Any, json: Any) -> Any: ...
+
+
+def with_annotated(arr: Any, request: MyContext, json: Any) -> Any: ...
+
+
+def by_keyword(*, json: Any, arr: Any, ctx: Context) -> Any: ...
+
+
+def any_part(**values: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "parameter"),
+    [
+        (in_order, None),
+        (swapped, None),
+        (with_ctx, "ctx"),
+        (with_context_first, "context"),
+        (with_annotated, "request"),
+        (by_keyword, "ctx"),
+        (any_part, None),
+    ],
+)
+def test_function_takes_the_parts_of_a_form_by_name(function: Any, parameter: str | None) -> None:
+    svc = Service("s")
+    svc.api(Multipart(arr=NumpyNdarray(), json=JSON(pydantic_model=Point)), Multipart(x=JSON()))(function)
+    api = svc.apis[function.__name__]
+    assert (api.multi_input, api.ctx_param) == (True, parameter)
+
+
+def test_part_may_be_called_like_the_context() -> None:
+    svc = Service("s")
+
+    @svc.api(Multipart(ctx=JSON(), context=JSON()), JSON())
+    def f(ctx: Any, context: Any, request: Context) -> Any: ...
+
+    assert svc.apis["f"].ctx_param == "request"
+
+
+def test_api_of_one_input_takes_it_by_position() -> None:
+    svc = Service("s")
+    svc.api(JSON(), Multipart(x=JSON()))(bare)
+    assert svc.apis["bare"].multi_input is False
+
+
+def one_part(arr: Any) -> Any: ...
+
+
+def extra(arr: Any, json: Any, other: Any) -> Any: ...
+
+
+def extra_default(arr: Any, json: Any, fast: bool = True) -> Any: ...
+
+
+def ctx_of_another_type(arr: Any, json: Any, ctx: int) -> Any: ...
+
+
+def two_contexts(arr: Any, json: Any, ctx: Any, context: Any) -> Any: ...
+
+
+def by_position(arr: Any, /, json: Any) -> Any: ...
+
+
+def wrong_part(arr: str, json: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (one_part, r"one_part\(\) does not take the part 'json': .* called like the parts, 'arr', 'json', and"),
+        (nothing, r"nothing\(\) does not take the part 'arr'"),
+        (extra, r"extra\(\) takes 'other', which is none of the parts 'arr', 'json'; the Context is called `ctx` or"),
+        (extra_default, r"takes 'fast', which is none of the parts"),
+        (ctx_of_another_type, r"takes 'ctx', which is none of the parts"),
+        (two_contexts, r"takes 'context', which is none of the parts 'arr', 'json', and its Context is 'ctx'"),
+        (by_position, r"takes 'arr' by position only, but the parts come by keyword: leave out the `/` after it"),
+        (wrong_part, r"takes str, but its input NumpyNdarray makes ndarray of the part 'arr'"),
+    ],
+)
+def test_function_that_cannot_take_the_parts_of_a_form_is_refused(function: Any, message: str) -> None:
+    svc = Service("s")
+    with pytest.raises(InvalidArgument, match=message):
+        svc.api(Multipart(arr=NumpyNdarray(), json=JSON()), JSON())(function)
+    assert not svc.apis
 
 
 # ---- hooks ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,130 @@
+"""The threads that plain API functions run on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from adapter.exceptions import ServiceUnavailable
+from adapter.mailbox import Mailbox
+
+
+class _Job:
+    __slots__ = (
+        "abandoned",
+        "arguments",
+        "begun",
+        "context",
+        "error",
+        "function",
+        "future",
+        "held",
+        "keywords",
+        "result",
+    )
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+    ) -> None:
+        self.future = future
+        self.function = function
+        self.arguments = arguments
+        self.keywords = keywords
+        self.context = contextvars.copy_context()
+        self.begun = False  # the thread sets it, and then looks at `abandoned`; the loop does the reverse
+        self.abandoned = False
+        self.held = False  # begun and abandoned: it holds its thread for nobody
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Threads:
+    """Runs functions for one event loop on a fixed number of threads, which start when they are first needed.
+
+    A function whose caller has given up (its time is over) goes on to hold its thread, since Python cannot end it;
+    while all threads are held like that, a call is refused with ServiceUnavailable instead of being put behind them.
+    Results come back through one wake-up of the loop for all that ended meanwhile.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._started = 0
+        self._unfinished = 0
+        self._held = 0
+        self._done: Mailbox[_Job] | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every thread is held by a function that nobody waits for any more."""
+        return self._held >= self.count
+
+    async def run(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """Call a function on a thread, in a copy of the caller's context variables."""
+        if self._held >= self.count:
+            raise ServiceUnavailable(
+                f"All {self.count} threads of this worker are held by requests whose time is over; try again."
+            )
+        loop = asyncio.get_running_loop()
+        if self._done is None:
+            self._done = Mailbox(loop, self._finish)
+        job = _Job(loop.create_future(), function, arguments, keywords)
+        self._unfinished += 1
+        if self._unfinished > self._started < self.count:
+            self._started += 1
+            name = f"api-{self._started}"
+            threading.Thread(target=_work, args=(self._jobs, self._done), name=name, daemon=True).start()
+        self._jobs.put(job)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            job.abandoned = True
+            job.held = job.begun
+            self._held += job.held
+            raise
+
+    def _finish(self, job: _Job) -> None:
+        self._unfinished -= 1
+        self._held -= job.held
+        if job.abandoned:
+            return
+        if job.error is None:
+            job.future.set_result(job.result)
+        elif isinstance(job.error, StopIteration):  # a future takes any error but this one
+            error = RuntimeError(f"{job.function!r} raised StopIteration")
+            error.__cause__ = job.error
+            job.future.set_exception(error)
+        else:
+            job.future.set_exception(job.error)
+
+    def stop(self) -> None:
+        """Let idle threads end; a function that still runs is not waited for."""
+        for _ in range(self._started):
+            self._jobs.put(None)
+        self._started = 0
+
+
+def _work(jobs: queue.SimpleQueue[_Job | None], done: Mailbox[_Job]) -> None:
+    while True:
+        job = jobs.get()
+        if job is None:
+            return
+        job.begun = True
+        if not job.abandoned:
+            try:
+                job.result = job.context.run(job.function, *job.arguments, **job.keywords)
+            except BaseException as error:  # noqa: BLE001  # the edge to user code, which may raise SystemExit
+                job.error = error
+        try:
+            done.put(job)
+        except RuntimeError:  # the loop is closed: nobody waits
+            return
+        del job  # its arguments and result are not kept until the next one comes

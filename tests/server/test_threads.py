@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import Any
+
+import pytest
+
+from adapter.exceptions import ServiceUnavailable
+from adapter.server.threads import Threads
+
+
+def run(main: Any, count: int = 2) -> Any:
+    async def with_threads() -> Any:
+        threads = Threads(count)
+        try:
+            return await main(threads)
+        finally:
+            threads.stop()
+
+    return asyncio.run(with_threads())
+
+
+def test_results_and_errors_reach_their_own_callers() -> None:
+    def work(n: int, *, by: int) -> int:
+        if n % 10 == 0:
+            raise ValueError(n)
+        return n * by
+
+    async def main(threads: Threads) -> list[Any]:
+        return await asyncio.gather(*(threads.run(work, n, by=3) for n in range(100)), return_exceptions=True)
+
+    found = run(main, count=8)
+    assert [f if n % 10 else f.args[0] for n, f in enumerate(found)] == [n * 3 if n % 10 else n for n in range(100)]
+
+
+def test_function_sees_the_context_variables_of_its_caller() -> None:
+    name = contextvars.ContextVar("name", default="nobody")
+
+    async def one(threads: Threads, value: str) -> str:
+        name.set(value)
+        return str(await threads.run(name.get))
+
+    async def main(threads: Threads) -> list[str]:
+        return await asyncio.gather(*(one(threads, value) for value in "abc"))
+
+    assert run(main) == ["a", "b", "c"]
+
+
+def test_no_more_threads_than_asked_for_and_none_before_they_are_needed() -> None:
+    async def main(threads: Threads) -> tuple[int, int]:
+        before = threading.active_count()
+        await threads.run(int)
+        after_one = threading.active_count() - before
+        await asyncio.gather(*(threads.run(threading.Event().wait, 0.01) for _ in range(20)))
+        return after_one, threading.active_count() - before
+
+    assert run(main, count=3) == (1, 3)
+
+
+def test_stop_iteration_is_an_error_of_the_function_and_no_hang() -> None:
+    async def main(threads: Threads) -> Any:
+        return await threads.run(next, iter(()))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        run(main)
+
+
+def test_calls_are_refused_while_given_up_ones_hold_every_thread() -> None:
+    held = threading.Event()
+
+    async def main(threads: Threads) -> str:
+        for _ in range(2):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(threads.run(held.wait, 10), 0.05)
+        assert threads.exhausted
+        with pytest.raises(ServiceUnavailable, match="All 2 threads"):
+            await threads.run(int)
+        held.set()
+        while threads.exhausted:
+            await asyncio.sleep(0.001)
+        return str(await threads.run(str, "again"))
+
+    assert run(main) == "again"
+
+
+def test_function_given_up_before_it_began_is_never_called() -> None:
+    held = threading.Event()
+    called: list[int] = []
+
+    async def main(threads: Threads) -> None:
+        first = asyncio.create_task(threads.run(held.wait, 10))
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(threads.run(called.append, 1))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        held.set()
+        assert await first
+        await threads.run(int)
+        assert not threads.exhausted
+
+    run(main, count=1)
+    assert called == []
+
+
+def test_arguments_and_results_are_not_kept_when_the_call_is_over() -> None:
+    class Large:
+        alive = 0
+
+        def __init__(self) -> None:
+            Large.alive += 1
+
+        def __del__(self) -> None:
+            Large.alive -= 1
+
+    async def main(threads: Threads) -> int:
+        await threads.run(lambda large: large, Large())
+        await asyncio.sleep(0.01)
+        return Large.alive
+
+    assert run(main) == 0
