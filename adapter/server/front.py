@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import gc
 import json
 import logging
 import os
 import signal
 import socket
 import sys
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 
@@ -18,42 +21,52 @@ import uvicorn
 from adapter import models
 from adapter.exceptions import AdapterError
 from adapter.loader import load_service
-from adapter.server import logs
+from adapter.server import logs, tls, tracing
 from adapter.server.app import LocalRunners, Runners, TritonRunners, create_app
+from adapter.server.corked import CorkedHttpProtocol
+from adapter.server.metrics import ServerMetrics
+from adapter.settings import Settings
 from adapter.triton.manifest import Manifest
+from adapter.tuning import tune
 
 VARIABLE = "ADAPTER_FRONT"
 _PR_SET_PDEATHSIG = 1
+_PARTING_S = 0.3
 
 logger = logging.getLogger("adapter.server")
 
 
 @dataclass(frozen=True)
 class FrontOptions:
-    """What the launcher tells a front process.
+    """What the launcher tells a front process, the `index`-th of them.
 
     `service` is the name of the service that `target` leads to, `store` whether there is a model store here, `url`
-    where Triton is, None with local runners.
+    where Triton is, None with local runners. In `metrics_folder` the fronts keep their numbers together; `metrics_url`
+    is Triton's own page of them.
     """
 
     target: str
     service: str
     working_dir: str
-    index: int
     parent: int
-    listen_fd: int
-    ready_fd: int
-    timeout_s: float
+    settings: Settings
     store: bool
+    metrics_folder: str
+    metrics_url: str | None = None
     url: str | None = None
     manifest: str | None = None
+    index: int = 1
+    listen_fd: int = -1
+    ready_fd: int = -1
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({**values, "settings": self.settings.to_json()})
 
     @classmethod
     def from_json(cls, text: str) -> FrontOptions:
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        return cls(**{**values, "settings": Settings.from_json(values["settings"])})
 
 
 class _Server(uvicorn.Server):
@@ -62,33 +75,58 @@ class _Server(uvicorn.Server):
         self._ready_fd = ready_fd
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.config.app.state.draining = True  # type: ignore[union-attr]  # our own FastAPI application
+        self.config.app.health.draining = True  # type: ignore[union-attr]  # our own application
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # what has been imported stays: the collector need not look at it again and again
+        gc.collect()
+        gc.freeze()
         if self.started:
             os.write(self._ready_fd, b"+")
         os.close(self._ready_fd)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connection, tell clients with their next answer that theirs ends, and close those that are left.
+
+        Closing all idle ones at once would lose the requests that are on their way.
+        """
+        for server in self.servers:
+            server.close()
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        until = time.monotonic() + _PARTING_S
+        while self.server_state.connections and time.monotonic() < until:
+            await asyncio.sleep(_PARTING_S / 10)
+        await super().shutdown(sockets)
 
 
 def main() -> int:
     """Serve until told to stop; the exit code is 1 where the service cannot start."""
     options = FrontOptions.from_json(os.environ.pop(VARIABLE))
-    logs.set_up(f"api:{options.index}")
+    settings = options.settings
+    server = settings.api_server
+    said = server.logging
+    component = f"api:{options.index}"
+    logs.set_up(component, format=said.format, level=said.level)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != options.parent:
         return 0
     try:
+        log = logs.AccessLog(component, said.format, said.access) if said.access.enabled else None
+        name, counted = options.service, server.metrics
+        metrics = ServerMetrics(name, counted, engine=options.metrics_url) if counted.enabled else None
+        tracer = tracing.start(settings.tracing, name)
         runners: Runners = LocalRunners()
         manifest = Manifest.read(Path(options.manifest)) if options.manifest else None
         if manifest is not None:
             store = models.store() if options.store else None
-            models.use_source(manifest.source(options.service, store))
+            models.use_source(manifest.source(name, store))
             if options.url is not None:
-                runners = TritonRunners(options.url, manifest)
+                runners = TritonRunners(options.url, manifest, metrics=metrics, tracer=tracer)
         service = load_service(options.target, options.working_dir)
-        app = create_app(service, runners, timeout_s=options.timeout_s)
+        tune(service, settings.runners)
+        app = create_app(service, runners, settings, log=log, metrics=metrics, tracer=tracer)
     except AdapterError as error:
         logger.error("%s", error)
         return 1
@@ -98,11 +136,14 @@ def main() -> int:
         access_log=False,
         server_header=False,
         lifespan="on",
-        timeout_graceful_shutdown=int(options.timeout_s) + 1,
+        http=CorkedHttpProtocol,
+        backlog=server.backlog,  # the event loop calls listen() again
+        timeout_graceful_shutdown=int(server.traffic.timeout) + 1,
+        **tls.arguments(server.ssl),
     )
-    server = _Server(config, options.ready_fd)
-    server.run(sockets=[socket.socket(fileno=options.listen_fd)])
-    return 0 if server.started else 1
+    running = _Server(config, options.ready_fd)
+    running.run(sockets=[socket.socket(fileno=options.listen_fd)])
+    return 0 if running.started else 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import inspect
 import logging
+import math
 import os
 import select
 import shutil
@@ -22,67 +23,75 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from adapter import models
-from adapter.exceptions import ConfigException, StateException, sentence
+from adapter.exceptions import ConfigException, EngineError, StateException, sentence
 from adapter.loader import load_service
-from adapter.server.app import DEFAULT_TIMEOUT_S
+from adapter.metrics import FOLDER
+from adapter.server import metrics, tls
 from adapter.server.front import VARIABLE, FrontOptions
+from adapter.server.reload import ENVIRONMENT, KEPT, RebuildOptions, Reloader
+from adapter.server.tracing import engine_traces_url
+from adapter.server.watched import files_of
 from adapter.services import Service
+from adapter.settings import Runners, Settings
 from adapter.triton.engine import Engine
-from adapter.triton.export import plan, write
+from adapter.triton.export import ExportPlan, Written, plan, write
 from adapter.triton.installation import Installation
 from adapter.triton.manifest import Manifest, RecordingModels
+from adapter.tuning import tune
 
 logger = logging.getLogger("adapter.server")
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 3000
-DEFAULT_BACKLOG = 2048
+DEFAULT_REPOSITORY = Path("model_repository")
 _ENGINE_START_S = 600.0  # models may be large
 _GRACE_S = 5.0  # after the timeout of a request, for a front to end by itself
 _STEADY_S = 10.0  # a front that lived this long is replaced at once
 _LONGEST_PAUSE_S = 10.0
 _SO_ATTACH_FILTER = 26
-_TEMPORARY, _OWNER = "adapter-repository-", ".owner"
+_REPOSITORY, _METRICS, _OWNER = "adapter-repository-", "adapter-metrics-", ".owner"
 _POLL_S = 0.1
+_UNLOAD_S = 30.0
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What `adapter serve` was asked for; `api_workers` None is one for each CPU."""
+    """What `adapter serve` was asked for.
+
+    `reread` reads the settings again, and `config` is a file of them that is named, for `reload`.
+    """
 
     target: str
     working_dir: Path = Path(".")
-    host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT
-    api_workers: int | None = None
     development: bool = False
-    triton: str | None = None
-    manifest: Path | None = None
-    repository: Path | None = None
-    timeout_s: float = DEFAULT_TIMEOUT_S
+    reload: bool = False
+    settings: Settings = field(default_factory=Settings)
+    reread: Callable[[], Settings] | None = None
+    config: Path | None = None
 
     @property
     def fronts(self) -> int:
-        if self.development:
+        workers = self.settings.api_server.workers
+        if self.development or (self.reload and workers is None):
             return 1
-        return self.api_workers if self.api_workers is not None else len(os.sched_getaffinity(0))
+        return workers if workers is not None else len(os.sched_getaffinity(0))
 
 
-def load_recorded(target: str, working_dir: Path) -> tuple[Service, dict[str, str]]:
-    """Import a service and note how the tags of the saved models that it asks for were resolved."""
+def load_recorded(target: str, working_dir: Path, settings: Runners) -> tuple[Service, dict[str, str]]:
+    """Import a service with its settings, and note how the tags of saved models that it asks for were resolved."""
     recording = RecordingModels(models.store())
     models.use_source(recording)
     try:
-        return load_service(target, working_dir), recording.tags
+        service = load_service(target, working_dir)
     finally:
         models.use_source(None)
+    tune(service, settings)
+    return service, recording.tags
 
 
 def serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int:
@@ -99,66 +108,141 @@ def serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int
 
 def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int:
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(options.host, options.port))
+        server = options.settings.api_server
+        tls.check(server.ssl)
+        listener = stack.enter_context(_listen(server.http.host, server.http.port, server.backlog))
         stop = _StopSignals()
         manifest: Path | None = None
         url: str | None = None
         engine: Engine | None = None
-        if options.triton is not None:
-            manifest, url = _remote_manifest(options), options.triton
+        planned: ExportPlan | None = None
+        written: list[Written] = []
+        tags: dict[str, str] = {}
+        if options.reload:
+            sys.dont_write_bytecode = True
+            os.environ.update(ENVIRONMENT)
+        remote = options.settings.triton.url
+        if remote is not None:
+            manifest, url = _remote_manifest(options), remote
             models.use_source(Manifest.read(manifest).source())
             service = load_service(options.target, options.working_dir)
             models.use_source(None)
+            tune(service, options.settings.runners)
             _deploy(service)
         else:
-            service, tags = load_recorded(options.target, options.working_dir)
+            service, tags = load_recorded(options.target, options.working_dir, options.settings.runners)
             _deploy(service)
             if not options.development:
-                manifest = stack.enter_context(_repository(options)) if service.runners else None
+                repository = options.settings.triton.repository
+                manifest = stack.enter_context(_repository(repository)) if service.runners else None
             if manifest is not None:
-                written = write(plan(service, folder=Path.cwd(), tags=tags), manifest)
+                planned = plan(service, folder=Path.cwd(), tags=tags)
+                written = write(planned, manifest)
                 if written:  # embedded runners alone need no engine
-                    engine = _start_engine(stack, find_engine(), manifest, [w.name for w in written])
+                    names = [w.name for w in written]
+                    traces_url = engine_traces_url(options.settings.tracing)
+                    engine = _start_engine(stack, find_engine(), manifest, names, traces_url)
                     url = engine.url
 
-        def front(index: int, listen_fd: int, ready_fd: int) -> FrontOptions:
-            return FrontOptions(
-                target=options.target,
-                service=service.name,
-                working_dir=str(Path.cwd()),
-                index=index,
-                parent=os.getpid(),
-                listen_fd=listen_fd,
-                ready_fd=ready_fd,
-                timeout_s=options.timeout_s,
-                store=options.triton is None,
-                url=url,
-                manifest=str(manifest) if manifest is not None else None,
-            )
-
+        front = FrontOptions(
+            target=options.target,
+            service=service.name,
+            working_dir=str(Path.cwd()),
+            parent=os.getpid(),
+            settings=options.settings,
+            store=remote is None,
+            metrics_folder=str(stack.enter_context(_temporary(_METRICS))),
+            metrics_url=options.settings.triton.metrics_url if engine is None else engine.metrics_url,
+            url=url,
+            manifest=str(manifest) if manifest is not None else None,
+        )
         fronts = Fronts(options, listener, front)
         stack.callback(fronts.stop, stop)
-        return _run(options, service, fronts, engine, stop)
+        reloader: Reloader | None = None
+        if options.reload:
+            rebuild = RebuildOptions(
+                target=options.target,
+                working_dir=str(Path.cwd()),
+                development=options.development,
+                settings=options.settings.to_json(),
+                repository=str(manifest) if manifest is not None else None,
+                url=engine.url if engine is not None else None,
+                metadata=engine.metadata if engine is not None else (),
+                entries={w.name: w.version for w in written},
+            )
+            files = files_of(planned, tags) | ({str(options.config)} if options.config is not None else set())
+            reread = options.reread or (lambda: options.settings)
+            reloader = Reloader(rebuild, files, reread, os.environ)
+            stack.callback(reloader.close)
+        if not options.development:
+            _hint(service)
+        return _run(options, service, fronts, engine, stop, reloader)
 
 
-def _run(options: ServeOptions, service: Service, fronts: Fronts, engine: Engine | None, stop: _StopSignals) -> int:
+def _hint(service: Service) -> None:
+    """Say once which methods cannot share requests to Triton, and what would let them."""
+    alone = [
+        f"{runner.name}.{method.name}"
+        for runner in service.runners
+        for method in runner.spec.methods.values()
+        if not method.signature.batchable and not runner.spec.embedded
+    ]
+    if alone:
+        logger.info(
+            "Hint: every call of %s goes to Triton by itself. A method that takes a batch can share its requests when "
+            "it is saved with signatures={…: {'batchable': True}} or marked @adapter.Runnable.method(batchable=True).",
+            ", ".join(alone),
+        )
+
+
+def _run(
+    options: ServeOptions,
+    service: Service,
+    fronts: Fronts,
+    engine: Engine | None,
+    stop: _StopSignals,
+    reloader: Reloader | None,
+) -> int:
     fronts.start()
     if not fronts.wait_ready(stop):
         return 1
     stop.starting = False
     mode = "development" if options.development else "production"
-    where = f"http://{_shown(options.host)}:{fronts.port}"
+    server = options.settings.api_server
+    where = f"{'https' if server.ssl.enabled else 'http'}://{_shown(server.http.host)}:{fronts.port}"
     logger.info("Serving %s (%s) on %s (Press CTRL+C to quit)", service.import_string, mode, where)
     engine_fd = [os.pidfd_open(engine.pid)] if engine is not None else []
     while not stop.asked:
-        stop.wait([*(f.fd for f in fronts.processes), *engine_fd])
+        stop.wait([*fronts.fds, *engine_fd, *(reloader.fds if reloader is not None else ())], fronts.patience)
         if engine is not None and engine.poll() is not None and not stop.asked:
             logger.error("tritonserver ended by itself with exit code %s; this service ends, too.", engine.poll())
             return 1
         if not stop.asked and not fronts.replace_dead(stop):
-            return 1
+            if reloader is None:
+                return 1
+            fronts.forget_dead()
+        if not stop.asked and reloader is not None:
+            _reload(reloader, fronts, engine, stop)
     logger.info("Shutting down: requests that were accepted are answered first.")
     return 0
+
+
+def _reload(reloader: Reloader, fronts: Fronts, engine: Engine | None, stop: _StopSignals) -> None:
+    """Let new fronts take over where the service has been rebuilt, and unload the entries that nobody calls now."""
+    rebuilt = reloader.poll()
+    if rebuilt is not None and fronts.renew(rebuilt.service, Settings.from_json(rebuilt.settings), stop, reloader):
+        reloader.renewed()
+        anew = f" Loaded anew: {', '.join(rebuilt.loaded)}." if rebuilt.loaded else ""
+        logger.info("The service is served as it is now.%s", anew)
+        if engine is not None:
+            engine.entries = tuple(rebuilt.entries or ())
+    reloader.prepare()
+    if engine is not None and not fronts.retiring and (unused := reloader.unused()):
+        try:
+            engine.control.unload(unused, _UNLOAD_S)
+            logger.info("Unloaded: %s.", ", ".join(unused))
+        except EngineError as error:
+            logger.warning("%s", error)
 
 
 def _deploy(service: Service) -> None:
@@ -178,9 +262,13 @@ async def _awaited(value: Any) -> Any:
 
 
 def _start_engine(
-    stack: contextlib.ExitStack, installation: Installation, repository: Path, entries: list[str]
+    stack: contextlib.ExitStack,
+    installation: Installation,
+    repository: Path,
+    entries: list[str],
+    traces_url: str | None,
 ) -> Engine:
-    engine = Engine(installation, repository, entries, env=os.environ)
+    engine = Engine(installation, repository, entries, env=os.environ, traces_url=traces_url)
     stack.callback(engine.stop)
     engine.wait_ready(_ENGINE_START_S)
     logger.info("Triton %s serves %s", installation.version or "", ", ".join(entries))
@@ -193,13 +281,20 @@ def _start_engine(
 
 
 @contextlib.contextmanager
-def _repository(options: ServeOptions) -> Iterator[Path]:
+def _repository(named: Path | None) -> Iterator[Path]:
     """The folder that the service is exported to: the one named, else one that lasts as long as this process."""
-    if options.repository is not None:
-        yield options.repository.resolve()
+    if named is not None:
+        yield named
         return
-    _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    with _temporary(_REPOSITORY) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _temporary(prefix: str) -> Iterator[Path]:
+    """A folder that lasts as long as this process."""
+    _remove_leftovers(prefix)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         with (folder / _OWNER).open("w") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
@@ -208,9 +303,9 @@ def _repository(options: ServeOptions) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_leftovers() -> None:
-    """Remove the temporary repositories of launchers that were killed: nobody holds their lock any more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+def _remove_leftovers(prefix: str) -> None:
+    """Remove the temporary folders of launchers that were killed: nobody holds their lock any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError), (folder / _OWNER).open("r+") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
@@ -219,7 +314,13 @@ def _remove_leftovers() -> None:
 def _remote_manifest(options: ServeOptions) -> Path:
     if options.development:
         raise ConfigException("--development runs everything in one process, so it cannot be used with --triton.")
-    return (options.manifest or options.repository or Path("model_repository")).resolve()
+    if options.reload:
+        raise ConfigException(
+            "--reload changes the entries of the Triton that it starts, so it cannot be used with --triton: run "
+            "`adapter export` and load the entry there, or leave out --triton while you write the service."
+        )
+    triton = options.settings.triton
+    return (triton.manifest or triton.repository or DEFAULT_REPOSITORY).resolve()
 
 
 def _shown(host: str) -> str:
@@ -227,7 +328,7 @@ def _shown(host: str) -> str:
 
 
 @contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int, backlog: int) -> Iterator[socket.socket]:
     """A listening socket that front processes inherit; ConfigException where the address cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -236,8 +337,8 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(DEFAULT_BACKLOG)
-    except (OSError, OverflowError) as error:
+        listener.listen(backlog)
+    except (OSError, ValueError) as error:  # a host that no name server could ever know is a ValueError
         taken = isinstance(error, OSError) and error.errno == 98
         reason = "another program uses it; choose another with --port" if taken else str(error)
         raise ConfigException(f"{_shown(host)}:{port} cannot be listened on: {reason}.") from error
@@ -302,15 +403,15 @@ class _Front:
     fd: int  # a pidfd: readable when the process has ended
     ready: int
     born: float
+    until: float = math.inf  # when it is killed, after it was asked to end
 
 
 class Fronts:
     """The front processes: started together, replaced when they die."""
 
-    def __init__(
-        self, options: ServeOptions, listener: socket.socket, front: Callable[[int, int, int], FrontOptions]
-    ) -> None:
+    def __init__(self, options: ServeOptions, listener: socket.socket, front: FrontOptions) -> None:
         self.processes: list[_Front] = []
+        self.retiring: list[_Front] = []
         self._options = options
         self._listener = listener
         self._front = front
@@ -320,6 +421,17 @@ class Fronts:
     def port(self) -> int:
         return int(self._listener.getsockname()[1])
 
+    @property
+    def fds(self) -> list[int]:
+        """The file descriptors that are readable when a process has ended."""
+        return [front.fd for front in (*self.processes, *self.retiring)]
+
+    @property
+    def patience(self) -> float | None:
+        """The seconds until one of those that retire is killed, None where none does."""
+        until = min((front.until for front in self.retiring), default=None)
+        return None if until is None else max(0.0, until - time.monotonic())
+
     def start(self) -> None:
         for index in range(1, self._options.fronts + 1):
             self.processes.append(self._spawn(index))
@@ -328,7 +440,7 @@ class Fronts:
         ready, theirs = os.pipe()
         try:
             listen_fd = self._listener.fileno()
-            options = self._front(index, listen_fd, theirs)
+            options = replace(self._front, index=index, listen_fd=listen_fd, ready_fd=theirs)
             process = subprocess.Popen(
                 [sys.executable, "-m", "adapter.server.front"],
                 env=_environment(options),
@@ -339,22 +451,56 @@ class Fronts:
             os.close(theirs)
         return _Front(index, process, os.pidfd_open(process.pid), ready, time.monotonic())
 
-    def wait_ready(self, stop: _StopSignals) -> bool:
-        """Wait until all take requests; False when one ended before."""
+    def wait_ready(self, stop: _StopSignals, reloader: Reloader | None = None) -> bool:
+        """Wait until all take requests; False when one ended before, or the files changed once more."""
         waiting = {front.ready for front in self.processes}
         while waiting:
-            stop.wait(list(waiting))
+            stop.wait([*waiting, *([reloader.changes] if reloader is not None else [])])
+            if stop.asked or (reloader is not None and reloader.look()):
+                return False
             for fd in list(waiting):
                 if not select.select([fd], [], [], 0)[0]:
                     continue
                 if not os.read(fd, 1):
-                    logger.error("A front process could not start; its own message is above.")
+                    kept = f" {KEPT}" if reloader is not None else ""
+                    logger.error("A front process could not start; its own message is above.%s", kept)
                     return False
                 waiting.discard(fd)
         return True
 
+    def renew(self, service: str, settings: Settings, stop: _StopSignals, reloader: Reloader) -> bool:
+        """Let new processes take over, and those of before finish what they have accepted; False where none can."""
+        before, told = self.processes, self._front
+        self.processes, self._front = [], replace(told, service=service, settings=settings)
+        self.start()
+        if self.wait_ready(stop, reloader):
+            self._retire(before)
+            self._pause = 0.0
+            return True
+        self._retire(self.processes)  # some may have accepted requests by now
+        self.processes, self._front = before, told
+        return False
+
+    def _retire(self, fronts: Sequence[_Front]) -> None:
+        for front in fronts:
+            front.process.terminate()
+            front.until = self._patient_until()
+        self.retiring += fronts
+
+    def forget_dead(self) -> None:
+        """Go on without the processes that have died."""
+        for front in [f for f in self.processes if f.process.poll() is not None]:
+            self.processes.remove(front)
+            self._forget(front)
+
     def replace_dead(self, stop: _StopSignals) -> bool:
         """Start anew what has died; False where one dies again and again before it takes a request."""
+        for front in list(self.retiring):
+            if front.until < time.monotonic():
+                self._kill_late(front)
+            if front.process.poll() is not None:
+                self.retiring.remove(front)
+                self._forget(front)
         for position, front in enumerate(self.processes):
             code = front.process.poll()
             if code is None:
@@ -378,21 +524,28 @@ class Fronts:
         _refuse_connections(self._listener)
         for front in self.processes:
             front.process.terminate()
-        until = time.monotonic() + self._options.timeout_s + _GRACE_S
-        for front in self.processes:
+        until = self._patient_until()
+        for front in (*self.processes, *self.retiring):
             while front.process.poll() is None and time.monotonic() < until and not stop.hurry:
                 stop.wait([front.fd], _POLL_S)
             if front.process.poll() is None:
-                logger.warning("The front process %s is killed; its requests are not answered.", front.index)
-                front.process.kill()
-                front.process.wait()
+                self._kill_late(front)
             self._forget(front)
-        self.processes = []
+        self.processes, self.retiring = [], []
+
+    def _patient_until(self) -> float:
+        return time.monotonic() + self._options.settings.api_server.traffic.timeout + _GRACE_S
+
+    def _kill_late(self, front: _Front) -> None:
+        logger.warning("The front process %s is killed; its requests are not answered.", front.index)
+        front.process.kill()
+        front.process.wait()
 
     def _forget(self, front: _Front) -> None:
         os.close(front.fd)
         os.close(front.ready)
+        metrics.forget(front.process.pid, self._front.metrics_folder)
 
 
 def _environment(options: FrontOptions) -> Mapping[str, str]:
-    return {**os.environ, VARIABLE: options.to_json(), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, FOLDER: options.metrics_folder, VARIABLE: options.to_json(), "PYTHONUNBUFFERED": "1"}

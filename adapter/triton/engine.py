@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
-from adapter.triton import tether
+from adapter.triton import tether, worker_log
 from adapter.triton.engine_log import ABORTED, NO_STUB, LogLine, parse_line
 from adapter.triton.environment import environment
 from adapter.triton.installation import Installation
@@ -57,6 +57,7 @@ _LEFT_OVER_GRACE_S = 1.0
 # Triton notices within two seconds that a stub which had begun its work is dead, and says which; of one that never
 # began it notices nothing.
 _DEAD_STUB_GRACE_S = 3.0
+_FAILED_LOAD = re.compile(r"^load failed for model '[^']*': (version \d+ is at UNAVAILABLE state: )?")
 _ENTRY = re.compile(r"[A-Za-z0-9._-]+")
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
@@ -87,6 +88,7 @@ def command(
     server_id: str,
     key: str,
     exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
+    traces_url: str | None = None,
 ) -> list[str]:
     """Make the command line of a tritonserver that only this machine can reach and that loads exactly `entries`.
 
@@ -113,7 +115,13 @@ def command(
         f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{_KEY}={key}",
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+        *(_tracing(traces_url) if traces_url is not None else ()),
     ]
+
+
+def _tracing(url: str) -> Iterator[str]:
+    for option in ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0", f"opentelemetry,url={url}"):
+        yield f"--trace-config={option}"  # rate 0: only requests that come with the trace of a caller
 
 
 class Engine:
@@ -133,10 +141,12 @@ class Engine:
         env: Mapping[str, str],
         exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
         ports: Ports | None = None,
+        traces_url: str | None = None,
     ) -> None:
         """Start tritonserver on a model repository; it loads `entries` and no others. `wait_ready` comes next.
 
-        `exit_timeout_s` bounds how long Triton finishes requests when it is stopped. Raises EngineError where the
+        `exit_timeout_s` bounds how long Triton finishes requests when it is stopped; `traces_url` takes, by OTLP over
+        HTTP, the spans of requests that come with the trace of a caller. Raises EngineError where the
         repository is no folder, an entry has a name that Triton cannot use, or the installation cannot run this Python.
         """
         if not repository.is_dir():
@@ -149,7 +159,9 @@ class Engine:
         self.installation = installation
         self.repository = repository
         self.entries = tuple(entries)
+        """What it loads when it starts; whoever loads and unloads entries later keeps it true."""
         self.exit_timeout_s = exit_timeout_s
+        self.traces_url = traces_url
         self._id = f"adapter-{secrets.token_hex(4)}"
         self._key = secrets.token_hex(16)
         self._regions: set[str] = set()
@@ -188,6 +200,10 @@ class Engine:
         return ((METADATA_KEY, self._key),)
 
     @property
+    def control(self) -> Control:
+        return Control(self.url, self.metadata)
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 
@@ -213,7 +229,7 @@ class Engine:
         """Return the last lines of the log of `level` or more, oldest first; of any level where there is none."""
         lines = list(self._tail)
         telling = [line for line in lines if line.level >= level]
-        return [line.text for line in (telling or lines)[-_SHOWN_LINES:]]
+        return [line.whole for line in (telling or lines)[-_SHOWN_LINES:]]
 
     def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
         """Return when every entry can be called.
@@ -282,6 +298,7 @@ class Engine:
             server_id=self._id,
             key=self._key,
             exit_timeout_s=self.exit_timeout_s,
+            traces_url=self.traces_url,
         )
         logger.debug("Starting %s", " ".join(arguments).replace(self._key, "…"))
         self._tail: deque[LogLine] = deque(maxlen=_TAIL_LINES)
@@ -372,6 +389,54 @@ class Engine:
         return states
 
 
+# ---- while it runs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Control:
+    """Loads and unloads entries of a running tritonserver, from any process of this machine."""
+
+    url: str
+    metadata: tuple[tuple[str, str], ...]
+
+    def load(self, entries: Sequence[str], timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
+        """Load the newest version of each entry; the version before it serves until that is ready.
+
+        Raises EngineError with Triton's reason where an entry cannot be loaded: what was loaded of it goes on serving.
+        """
+        failed: list[tuple[str, str | None]] = []
+        with self._triton() as triton:
+            for entry in entries:
+                request = service_pb2.RepositoryModelLoadRequest(model_name=entry)
+                try:
+                    triton.RepositoryModelLoad(request, metadata=self.metadata, timeout=timeout_s)
+                except grpc.RpcError as error:
+                    failed.append((entry, _reason(error, entry)))
+        if failed:
+            raise EngineError(_refusal(failed, len(entries)))
+
+    def unload(self, entries: Iterable[str], timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
+        """Unload entries, each when its last request is answered; EngineError where Triton does not do it."""
+        with self._triton() as triton:
+            for entry in entries:
+                request = service_pb2.RepositoryModelUnloadRequest(model_name=entry)
+                try:
+                    triton.RepositoryModelUnload(request, metadata=self.metadata, timeout=timeout_s)
+                except grpc.RpcError as error:
+                    raise EngineError(f"Triton cannot unload {entry}: {_reason(error, entry)}.") from error
+
+    @contextlib.contextmanager
+    def _triton(self) -> Iterator[Any]:
+        with grpc.insecure_channel(self.url, options=_CHANNEL_OPTIONS) as channel:
+            yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def _reason(error: Any, entry: str) -> str:
+    """Triton's reason, without what it says before and after each."""
+    text: str = error.details() or error.code().name
+    return _FAILED_LOAD.sub("", text.removeprefix(f"failed to load '{entry}', ")).rstrip("; \n")
+
+
 def _run(
     arguments: list[str],
     env: Mapping[str, str],
@@ -386,7 +451,7 @@ def _run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=env,
+            env={**env, worker_log.VARIABLE: "json"},
             start_new_session=True,
         )
     except OSError as error:
@@ -402,7 +467,7 @@ def _run(
                 continue
             if line.block != "table":
                 tail.append(line)
-            logging.getLogger(line.logger).log(line.level, "%s", line.text, extra={"triton_source": line.source})
+            logging.getLogger(line.logger).log(line.level, "%s", line.text, extra=line.extra)
 
 
 def _ending(status: int | None) -> str:

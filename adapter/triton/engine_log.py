@@ -6,10 +6,14 @@ import json
 import logging
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from adapter.triton import worker_log
 
 ENGINE = "adapter.engine"
-RUNNER = "adapter.runner"
+RUNNER = worker_log.LOGGER
+_COMPONENT = "engine"
+_OWN = ("adapter", "root")
 
 # I1121 08:03:00.123456 4738 server.cc:604] "message"; the lines of gRPC's own library have nanoseconds and no quotes.
 _LINE = re.compile(r"(?P<level>[VIWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (?P<source>[^\s\]]+):\d+\] ?(?P<text>.*)")
@@ -38,8 +42,9 @@ _NOISE = re.compile(
 class LogLine:
     """One line: `level` as in `logging`, `logger` its name there, `source` Triton's own file, "" for a plain print.
 
-    `block` says what it belongs to, or opens, over several lines: a "table", a "text" that Triton wrote raw, an entry
-    of the worker's own "log", or a "traceback" in it.
+    What a worker says in JSON names its `entry`, and where they are known the `request_id` of the HTTP request, the
+    `exception`, and as `origin` the logger in user code. `block` says what a line belongs to, or opens, over several
+    lines: a "table", a "text" that Triton wrote raw, an entry of the worker's own "log", or a "traceback" in it.
     """
 
     level: int
@@ -47,6 +52,22 @@ class LogLine:
     text: str
     source: str = ""
     block: Literal["", "table", "text", "log", "traceback"] = ""
+    entry: str = ""
+    request_id: str = ""
+    exception: str = ""
+    origin: str = ""
+
+    @property
+    def whole(self) -> str:
+        """What it says, with its traceback."""
+        return f"{self.text}\n{self.exception}" if self.exception else self.text
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What a record of `logging` is told besides; see `adapter.server.logs`."""
+        known = {"entry": self.entry, "request_id": self.request_id, "exception": self.exception, "origin": self.origin}
+        component = worker_log.COMPONENT if self.logger == RUNNER else _COMPONENT
+        return {"component": component, **{name: value for name, value in known.items() if value}}
 
 
 def parse_line(line: str, *, before: LogLine | None = None) -> LogLine:
@@ -56,6 +77,17 @@ def parse_line(line: str, *, before: LogLine | None = None) -> LogLine:
     a logger in the worker at its level, with the logger's name where that is not adapter's; by a print as it is.
     """
     line = line.rstrip()
+    said = worker_log.read(line)
+    if said is not None:
+        return LogLine(
+            said.level,
+            RUNNER,
+            said.message,
+            entry=said.entry,
+            request_id=said.request_id,
+            exception=said.exception,
+            origin="" if said.logger.partition(".")[0] in _OWN else said.logger,
+        )
     match = _LINE.fullmatch(line)
     if match is None:
         return _plain(line, before)
@@ -76,7 +108,7 @@ def _plain(line: str, before: LogLine | None) -> LogLine:
         return LogLine(before.level, before.logger, line, block="text")
     worker = _WORKER.fullmatch(line)
     if worker:
-        own = worker["name"].partition(".")[0] in ("adapter", "root")
+        own = worker["name"].partition(".")[0] in _OWN
         text = worker["text"] if own else f"[{worker['name']}] {worker['text']}"
         return LogLine(getattr(logging, worker["level"]), RUNNER, text, block="log")
     if before is not None and before.block in ("log", "traceback"):

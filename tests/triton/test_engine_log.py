@@ -53,6 +53,15 @@ STAMP = "1121 08:37:21.964773 4738"
             ),
         ),
         (
+            '{"time": "t", "level": "ERROR", "component": "runner", "logger": "adapter.runner", "request_id": "7", '
+            '"message": "it\\nfailed", "entry": "a.b", "exception": "Trace"}',
+            LogLine(logging.ERROR, RUNNER, "it\nfailed", entry="a.b", request_id="7", exception="Trace"),
+        ),
+        (
+            '{"time": "t", "level": "INFO", "component": "runner", "logger": "my.code", "message": "hi", "entry": "a"}',
+            LogLine(logging.INFO, RUNNER, "hi", entry="a", origin="my.code"),
+        ),
+        (
             "[libprotobuf ERROR /a/text_format.cc:337] Error parsing text-format: 1:7",
             LogLine(logging.ERROR, ENGINE, "Error parsing text-format: 1:7"),
         ),
@@ -149,3 +158,16 @@ def test_parse_line_when_a_stub_aborts() -> None:
         (logging.ERROR, RUNNER, "  what():  stol"),
         (logging.INFO, RUNNER, "printed"),
     ]
+
+
+def test_log_line_tells_a_record_what_it_knows() -> None:
+    line = LogLine(logging.ERROR, RUNNER, "it failed", entry="a.b", request_id="7", exception="Trace", origin="my.code")
+    assert line.extra == {
+        "component": "runner",
+        "entry": "a.b",
+        "request_id": "7",
+        "exception": "Trace",
+        "origin": "my.code",
+    }
+    assert line.whole == "it failed\nTrace"
+    assert LogLine(logging.WARNING, ENGINE, "slow").extra == {"component": "engine"}

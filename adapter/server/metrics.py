@@ -1,0 +1,285 @@
+"""What a server counts of its work, and the page that shows it with the user's metrics and those of Triton."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import http.client
+import math
+import os
+import re
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import prometheus_client
+from prometheus_client.multiprocess import mark_process_dead
+
+from adapter import metrics
+from adapter.exceptions import ConfigException, sentence
+from adapter.settings import DEFAULT_BUCKETS, Duration, Metrics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+RUNNER_NAMESPACE = "adapter_runner"
+_NO_VERSION = "not available"  # what the field's tools show for a service that is served from its source
+_FOLD_S = 0.5  # how old the numbers may be that other workers show of this one
+_ENGINE_TIMEOUT_S = 0.5
+_LONGEST_ENGINE_PAGE = 32 << 20
+_MOST_BUCKETS = 200
+_SIZES = tuple(float(2**n) for n in range(13))  # 1, 2, 4 ... 4096 items
+_META = re.compile(r"^# (?:HELP|TYPE) (\S+)", re.MULTILINE)
+# not by way of a proxy: the engine is on this machine or in this cluster
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+def duration_buckets(duration: Duration) -> tuple[float, ...]:
+    """The upper bounds, in seconds, of the buckets of a duration: those listed, or from `min` by `factor` to `max`.
+
+    ConfigException where they cannot be used together.
+    """
+    where = "api_server.metrics.duration"
+    first, last, factor = duration.min, duration.max, duration.factor
+    if first is None and last is None and factor is None:
+        return tuple(bound for bound in duration.buckets if bound < math.inf)
+    if first is None or last is None or factor is None:
+        raise ConfigException(f"{where} has some of min, max and factor: give all three, or buckets.")
+    if duration.buckets != DEFAULT_BUCKETS:
+        raise ConfigException(f"{where} has both buckets and min, max and factor: leave one of the two out.")
+    if not (0 < first < last < math.inf and factor > 1):
+        raise ConfigException(
+            f"{where} has min {first:g}, max {last:g} and factor {factor:g}: min must be above 0, max above min, and "
+            "factor above 1."
+        )
+    if math.log(last / first) / math.log(factor) > _MOST_BUCKETS:
+        raise ConfigException(
+            f"{where} makes more than {_MOST_BUCKETS} buckets with min {first:g}, max {last:g} and factor {factor:g}: "
+            "raise factor."
+        )
+    bounds = []
+    while first < last:
+        bounds.append(first)
+        first *= factor
+    return (*bounds, last)
+
+
+class _Spread:
+    """Values counted in buckets since they were last written down."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self, buckets: int) -> None:
+        self.counts = [0] * buckets
+        self.total = 0.0
+
+
+class _Histogram:
+    """Histograms of one name, one for each combination of labels, in which counting costs little."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float], **options: Any) -> None:
+        self._own = prometheus_client.Histogram(name, text, labels, buckets=bounds, **options)
+        self._bounds = tuple(bounds)
+        self._spreads: dict[tuple[Any, ...], _Spread] = {}
+
+    def count(self, labels: tuple[Any, ...], value: float) -> None:
+        spread = self._spreads.get(labels)
+        if spread is None:
+            spread = self._spreads[labels] = _Spread(len(self._bounds) + 1)
+        spread.counts[bisect.bisect_left(self._bounds, value)] += 1
+        spread.total += value
+
+    def fold(self, service: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """Write down what was counted, and tell how many values each combination of labels got."""
+        for labels, spread in self._spreads.items():
+            number = sum(spread.counts)
+            if not number:
+                continue
+            child = self._own.labels(*service, *labels)
+            # `observe` takes one value at a time; this is what it writes to, and a test compares the two
+            child._sum.inc(spread.total)
+            for bucket, count in zip(child._buckets, spread.counts, strict=True):
+                if count:
+                    bucket.inc(count)
+            spread.counts[:] = [0] * len(spread.counts)
+            spread.total = 0.0
+            yield labels, number
+
+
+class _Level:
+    """Gauges of one name: how much is going on now, for each combination of labels."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], **options: Any) -> None:
+        self._own = prometheus_client.Gauge(name, text, labels, multiprocess_mode="livesum", **options)
+        self.now: dict[tuple[str, ...], int] = {}
+
+    def change(self, labels: tuple[str, ...], by: int) -> None:
+        self.now[labels] = self.now.get(labels, 0) + by
+
+    def fold(self, service: Sequence[str]) -> None:
+        for labels, number in self.now.items():
+            self._own.labels(*service, *labels).set(number)
+
+
+class ServerMetrics:
+    """Counts requests and the calls of runners; all methods are called on the event loop.
+
+    What is counted is kept in plain numbers and written down twice a second: a number that several processes share lies
+    in a file, and costs more than the rest of a small request. `engine` is the address of Triton's own page, where
+    there is one.
+    """
+
+    def __init__(self, service: str, settings: Metrics, *, engine: str | None = None) -> None:
+        self._engine = engine
+        self._service = (service, _NO_VERSION)
+        self._registry = prometheus_client.CollectorRegistry()
+        self._dirty = False
+        bounds = duration_buckets(settings.duration)
+        service_labels = ("service_name", "service_version")
+        request = (*service_labels, "endpoint")
+        runner = (*service_labels, "runner_name", "method_name")
+        theirs: dict[str, Any] = {"namespace": RUNNER_NAMESPACE, "registry": self._registry}
+        ours: dict[str, Any] = {"namespace": settings.namespace, "registry": self._registry}
+        self._request_total = prometheus_client.Counter(
+            "request_total", "HTTP requests that were answered.", (*request, "http_response_code"), **ours
+        )
+        self._request_seconds = _Histogram(
+            "request_duration_seconds",
+            "Seconds from a request to the end of its answer.",
+            (*request, "http_response_code"),
+            bounds,
+            **ours,
+        )
+        self._requests = _Level("request_in_progress", "HTTP requests that are being answered.", request, **ours)
+        self._call_total = prometheus_client.Counter(
+            "request_total", "Calls of runners that have ended.", (*runner, "outcome"), **theirs
+        )
+        self._call_seconds = _Histogram(
+            "request_duration_seconds",
+            "Seconds that a call of a runner took, its waiting included.",
+            (*runner, "outcome"),
+            bounds,
+            **theirs,
+        )
+        self._calls = _Level("request_in_progress", "Calls of runners that are under way.", runner, **theirs)
+        self._items = _Histogram("adaptive_batch_size", "Items in one request to Triton.", runner, _SIZES, **theirs)
+        self._packs = _Histogram(
+            "packed_calls", "Calls of runners that shared one request to Triton.", runner, _SIZES, **theirs
+        )
+        self._flights = _Level(
+            "triton_requests_in_flight", "Requests to Triton that have no answer yet.", runner, **theirs
+        )
+        self._retries: dict[tuple[str, str], int] = {}
+        self._retry_total = prometheus_client.Counter(
+            "retry_total", "Calls sent again alone, after the request that they shared failed.", runner, **theirs
+        )
+
+    # ---- on the path of every request -----------------------------------------------------------------------------
+
+    def begun(self, endpoint: str) -> None:
+        """A request came; `endpoint` is the route of its API, else one of a few words."""
+        self._requests.change((endpoint,), 1)
+        if not self._dirty:
+            self._fold_soon()
+
+    def ended(self, endpoint: str, status: int, seconds: float) -> None:
+        """A request that `begun` was told of has been answered."""
+        self._requests.change((endpoint,), -1)
+        self._request_seconds.count((endpoint, status), seconds)
+        if not self._dirty:
+            self._fold_soon()
+
+    def call_begun(self, runner: str, method: str) -> None:
+        """A method of a runner was called."""
+        self._calls.change((runner, method), 1)
+        if not self._dirty:
+            self._fold_soon()
+
+    def call_ended(self, runner: str, method: str, seconds: float, failed: bool) -> None:
+        """A call that `call_begun` was told of has ended."""
+        self._calls.change((runner, method), -1)
+        self._call_seconds.count((runner, method, "failure" if failed else "success"), seconds)
+        if not self._dirty:
+            self._fold_soon()
+
+    def packed(self, runner: str, method: str, calls: int, items: int) -> None:
+        """A request with so many calls, and items in them, left for Triton."""
+        self._packs.count((runner, method), calls)
+        self._items.count((runner, method), items)
+        if not self._dirty:
+            self._fold_soon()
+
+    def flights(self, runner: str, method: str, change: int) -> None:
+        """A request left for Triton (1) or is back (-1)."""
+        self._flights.change((runner, method), change)
+        if not self._dirty:
+            self._fold_soon()
+
+    def retried(self, runner: str, method: str, calls: int) -> None:
+        """So many calls are sent again, each alone."""
+        self._retries[runner, method] = self._retries.get((runner, method), 0) + calls
+        if not self._dirty:
+            self._fold_soon()
+
+    # ---- twice a second, and when somebody looks ------------------------------------------------------------------
+
+    def _fold_soon(self) -> None:
+        self._dirty = True
+        asyncio.get_running_loop().call_later(_FOLD_S, self._fold)
+
+    def _fold(self) -> None:
+        self._dirty = False
+        service = self._service
+        for labels, number in self._request_seconds.fold(service):
+            self._request_total.labels(*service, *labels).inc(number)
+        for labels, number in self._call_seconds.fold(service):
+            self._call_total.labels(*service, *labels).inc(number)
+        for histogram in (self._items, self._packs):
+            for _ in histogram.fold(service):
+                pass
+        for level in (self._requests, self._calls, self._flights):
+            level.fold(service)
+        for key, number in self._retries.items():
+            self._retry_total.labels(*service, *key).inc(number)
+        self._retries.clear()
+
+    def close(self) -> None:
+        """Write down what has been counted; call it last."""
+        self._fold()
+
+    async def page(self) -> bytes:
+        """The text of `/metrics`: of all workers, the user's metrics, and Triton's."""
+        self._fold()
+        return await asyncio.to_thread(self._page)
+
+    def _page(self) -> bytes:
+        shared = bool(os.environ.get(metrics.FOLDER))  # then what the user's code reads is all that there is
+        own = b"" if shared else prometheus_client.generate_latest(self._registry)
+        page = own + metrics.generate_latest()
+        return page if self._engine is None else page + _engine_page(self._engine, page)
+
+
+def forget(pid: int, folder: str) -> None:
+    """Take what a process that has ended was doing, though not what it has done, from the numbers in a folder."""
+    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # prometheus_client's own
+
+
+def _engine_page(address: str, page: bytes) -> bytes:
+    """Triton's metrics, less those whose names `page` has already; a comment where they cannot be had in time."""
+    try:
+        with _open(address, timeout=_ENGINE_TIMEOUT_S) as response:
+            text = response.read(_LONGEST_ENGINE_PAGE).decode()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return f"# The metrics of Triton at {address} cannot be had now: {sentence(error)}\n".encode()
+    return merged(page.decode(), text).encode()
+
+
+def merged(page: str, other: str) -> str:
+    """The lines of `other` that may stand below `page`: families whose names `page` does not have."""
+    known = set(_META.findall(page))
+    lines, skipped = [], ""
+    for line in other.splitlines():
+        meta = _META.match(line)
+        if meta is not None:
+            skipped = meta[1] if meta[1] in known else ""
+        if line and not skipped:
+            lines.append(line)
+    return "".join(f"{line}\n" for line in lines)

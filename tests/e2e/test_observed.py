@@ -1,0 +1,198 @@
+"""The log as JSON and the traces of one running service, with a real Triton and a collector of OpenTelemetry."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.e2e.conftest import Serve, Served
+
+SERVICE = """
+import logging
+import warnings
+
+import adapter
+from adapter.io import JSON, Text
+
+logger = logging.getLogger("cafe")
+
+
+class Barista(adapter.Runnable):
+    def __init__(self) -> None:
+        print("the machine is warm")
+
+    @adapter.Runnable.method(batchable=False)
+    def brew(self, kind: str) -> str:
+        print("grinding\\nfor", kind)
+        logger.info("brewing %s", kind)
+        if kind == "mud":
+            raise ValueError("no mud")
+        return f"a {kind}"
+
+
+barista = adapter.Runner(Barista, name="barista")
+svc = adapter.Service("cafe", runners=[barista])
+
+
+@svc.api(input=Text(), output=JSON())
+async def order(kind: str) -> str:
+    return await barista.brew.async_run(kind)
+
+
+@svc.api(input=Text(), output=JSON())
+def order_slowly(kind: str) -> str:
+    return barista.brew.run(kind)
+
+
+@svc.api(input=Text(), output=JSON())
+def spill(kind: str) -> str:
+    logger.warning("it is wet")
+    raise KeyError(kind)
+"""
+
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@dataclass(frozen=True)
+class Span:
+    trace: str
+    identity: str
+    parent: str
+    name: str
+
+
+class _Collector(http.server.BaseHTTPRequestHandler):
+    spans: list[Span]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers["content-type"] == "application/json":  # Triton's
+            sent = json.loads(body)["resourceSpans"]
+            found = [span for resource in sent for scope in resource["scopeSpans"] for span in scope["spans"]]
+            self.spans += [Span(s["traceId"], s["spanId"], s.get("parentSpanId", ""), s["name"]) for s in found]
+        else:
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for s in (s for scope in resource.scope_spans for s in scope.spans):
+                    self.spans.append(Span(s.trace_id.hex(), s.span_id.hex(), s.parent_span_id.hex(), s.name))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def spans() -> Iterator[tuple[str, list[Span]]]:
+    """The address of a collector, and what it has got."""
+    found: list[Span] = []
+    handler = type("Handler", (_Collector,), {"spans": found})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", found
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def cafe(spans: tuple[str, list[Span]], serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    folder = tmp_path_factory.mktemp("cafe")
+    (folder / "cafe.py").write_text(SERVICE)
+    tracing = {"exporter_type": "otlp", "otlp": {"endpoint": spans[0]}}
+    (folder / "adapter.yaml").write_text(json.dumps({"tracing": tracing}))
+    env = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+    return serve("cafe:svc", "--api-workers", "1", "--log-format", "json", working_dir=folder, env=env)
+
+
+def _records(served: Served) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in list(served.lines)]
+
+
+def _record(served: Served, **wanted: object) -> dict[str, Any]:
+    """The record with these fields, once it is there."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        for record in _records(served):
+            if wanted.items() <= record.items():
+                return record
+        time.sleep(0.05)
+    raise AssertionError(f"no record has {wanted}:\n{served.log}")
+
+
+def _span(found: list[Span], trace: str, name: str) -> Span:
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        for span in list(found):
+            if span.trace == trace and span.name == name:
+                return span
+        time.sleep(0.05)
+    raise AssertionError(found)
+
+
+def test_what_a_runnable_says_names_its_entry_and_its_request(cafe: Served) -> None:
+    assert cafe.post("/order", content="tea", headers={"x-request-id": "mine-1"}).json() == "a tea"
+    known = {"component": "runner", "entry": "cafe.barista", "level": "INFO"}
+    _record(cafe, message="the machine is warm", logger="adapter.runner", **known)
+    _record(cafe, message="grinding", logger="adapter.runner", request_id="mine-1", **known)
+    _record(cafe, message="for tea", logger="adapter.runner", request_id="mine-1", **known)
+    _record(cafe, message="brewing tea", logger="cafe", request_id="mine-1", **known)
+
+
+def test_an_error_in_a_runnable_is_told_with_its_traceback(cafe: Served) -> None:
+    assert cafe.post("/order", content="mud", headers={"x-request-id": "mine-2"}).status_code == 500
+    record = _record(cafe, component="runner", level="ERROR", request_id="mine-2", entry="cafe.barista")
+    assert record["exception"].startswith("Traceback")
+    assert record["exception"].endswith("ValueError: no mud")
+    _record(cafe, component="api:1", level="ERROR", request_id="mine-2")
+
+
+def test_an_error_in_an_api_is_told_with_its_traceback(cafe: Served) -> None:
+    assert cafe.post("/spill", content="x", headers={"x-request-id": "mine-3"}).status_code == 500
+    record = _record(cafe, component="api:1", level="ERROR", request_id="mine-3", logger="adapter.server")
+    assert record["exception"].endswith("KeyError: 'x'")
+    _record(cafe, component="api:1", logger="cafe", message="it is wet", request_id="mine-3")
+
+
+def test_the_access_log_has_fields(cafe: Served) -> None:
+    cafe.post("/order", content="tea", headers={"x-request-id": "mine-4", "content-type": "text/plain"})
+    record = _record(cafe, logger="adapter.access", request_id="mine-4")
+    assert record["component"] == "api:1"
+    assert (record["method"], record["path"], record["status"]) == ("POST", "/order", 200)
+    assert (record["request_content_type"], record["request_content_length"]) == ("text/plain", 3)
+    assert record["response_content_type"].startswith("application/json")
+    assert record["duration_ms"] > 0
+
+
+@pytest.mark.parametrize("path", ["/order", "/order_slowly"])
+def test_one_trace_goes_from_http_to_triton(cafe: Served, spans: tuple[str, list[Span]], path: str) -> None:
+    trace = TRACE[:-1] + str(len(path) % 10)
+    assert cafe.post(path, content="tea", headers={"traceparent": f"00-{trace}-{CALLER}-01"}).status_code == 200
+    names = (f"POST {path}", "barista.brew", "ModelInfer cafe.barista", "InferRequest")
+    top, middle, last, triton = (_span(spans[1], trace, name) for name in names)
+    assert top.parent == CALLER
+    assert middle.parent == top.identity
+    assert last.parent == middle.identity
+    assert triton.parent == last.identity
+
+
+def test_health_is_not_traced(cafe: Served, spans: tuple[str, list[Span]]) -> None:
+    assert cafe.get("/readyz").status_code == 200
+    cafe.post("/order", content="tea", headers={"traceparent": f"00-{TRACE}-{CALLER}-01"})
+    _span(spans[1], TRACE, "POST /order")
+    assert not [span.name for span in spans[1] if "readyz" in span.name]
+
+
+def test_every_line_has_the_same_schema(cafe: Served) -> None:
+    assert cafe.stop() == 0
+    records = _records(cafe)
+    assert {record["component"] for record in records} - {"engine"} == {"cli", "api:1", "runner"}
+    for record in records:
+        assert {"time", "level", "component", "logger", "message"} <= set(record)

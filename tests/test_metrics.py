@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+import adapter
+from adapter import metrics
+from adapter.exceptions import ConfigException
+
+
+def _value(name: str, **labels: str) -> float:
+    """One number of the page."""
+    found = [
+        sample.value
+        for family in metrics.text_string_to_metric_families()
+        for sample in family.samples
+        if sample.name == name and sample.labels == labels
+    ]
+    assert len(found) == 1, f"{name} {labels}: {found}"
+    return found[0]
+
+
+def test_counter() -> None:
+    orders = adapter.metrics.Counter("shop_orders_total", "Orders.", ["kind"])
+    orders.labels("tea").inc()
+    orders.labels(kind="tea").inc(2)
+    orders.labels("coffee").inc(0)
+    assert _value("shop_orders_total", kind="tea") == 3
+    assert _value("shop_orders_total", kind="coffee") == 0
+
+
+def test_counter_counts_exceptions() -> None:
+    failures = metrics.Counter("shop_failures", "Failures.")
+    with pytest.raises(KeyError), failures.count_exceptions():
+        raise KeyError
+    with pytest.raises(KeyError), failures.count_exceptions(ValueError):
+        raise KeyError
+    assert _value("shop_failures_total") == 1
+
+
+def test_gauge() -> None:
+    queue = metrics.Gauge("shop_queue", "Queue.", namespace="my", subsystem="own", unit="people")
+    queue.set(3)
+    queue.inc()
+    queue.dec(2)
+    with queue.track_inprogress():
+        assert _value("my_own_shop_queue_people") == 3
+    assert _value("my_own_shop_queue_people") == 2
+    queue.set_to_current_time()
+    assert _value("my_own_shop_queue_people") > 1e9
+
+
+def test_histogram() -> None:
+    sizes = metrics.Histogram("shop_sizes", "Sizes.", buckets=[1, 10])
+    for size in (0.5, 1, 5, 50):
+        sizes.observe(size)
+    assert [_value("shop_sizes_bucket", le=bound) for bound in ("1.0", "10.0", "+Inf")] == [2, 3, 4]
+    assert _value("shop_sizes_sum") == 56.5
+
+
+def test_summary_as_a_decorator() -> None:
+    seconds = metrics.Summary("shop_seconds", "Seconds.")
+
+    @seconds.time()  # type: ignore[operator]  # prometheus_client's own timer, which decorates as well
+    def work() -> int:
+        return 7
+
+    assert work() == 7
+    assert work() == 7
+    assert _value("shop_seconds_count") == 2
+
+
+def test_a_name_leads_to_the_same_metric() -> None:
+    first = metrics.Counter("shop_again", "Again.", ["a", "b"])
+    assert metrics.Counter("shop_again", "In other words.", ("a", "b")) is first
+
+
+def test_a_metric_in_a_pickle_is_that_of_its_name() -> None:
+    one = metrics.Histogram("shop_pickled", "Pickled.", ["a"], buckets=(1.0, 2.0))
+    assert pickle.loads(pickle.dumps(one)) is one
+    labelled = pickle.loads(cloudpickle.dumps(one.labels("x")))
+    labelled.observe(1)
+    assert _value("shop_pickled_count", a="x") == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: metrics.Counter("wrong_a", "A.", registry=object()), "'wrong_a' cannot have a registry of its own"),  # type: ignore[arg-type]  # on purpose
+        (lambda: metrics.Counter("wrong b", "B."), "'wrong b' cannot be the name of a metric: use"),
+        (lambda: metrics.Counter("", "B."), "'' cannot be the name of a metric"),
+        (lambda: metrics.Histogram("wrong_c", "C.", buckets=[2, 1]), "'wrong_c' cannot be made: Buckets not in sorted"),
+        (lambda: metrics.Gauge("wrong_d", "D.", multiprocess_mode="x"), "'wrong_d' cannot be made: Invalid multi"),
+        (lambda: metrics.Counter("wrong_e", "E.", ["le", "__x"]), "'wrong_e' cannot be made: "),
+        (lambda: metrics.Counter("wrong_e", "E.", unit="m/s"), "'m/s' cannot be the unit: use"),
+        (lambda: metrics.Counter("wrong_e", "E.", ["é"]), "'é' cannot be the name of a label"),
+        (lambda: metrics.Counter("wrong_e", "E.", [1]), "1 cannot be the name of a label"),  # type: ignore[list-item]  # on purpose
+        (lambda: metrics.Counter("wrong_f", "F.", "kind"), r"give a list, such as \['kind'\]"),
+        (lambda: metrics.Counter("taken", "T.", ["a"]), "give this one another name"),
+        (lambda: metrics.Gauge("taken", "T."), "There is a metric 'taken' already"),
+        (lambda: metrics.Counter("taken", "T.").labels("x"), r"'taken' with the labels \[\]: No label names were set"),
+        (lambda: metrics.Counter("labelled", "L.", ["a"]).inc(), r"has labels: call `.labels\(a=…\)` first"),
+        (lambda: metrics.Counter("labelled", "L.", ["a"]).labels("x", "y"), "Incorrect label count"),
+        (lambda: metrics.Counter("labelled", "L.", ["a"]).labels(b=1), "Incorrect label names"),
+        (lambda: metrics.Counter("labelled", "L.", ["a"]).labels("x").labels("y"), "already has labels"),
+        (lambda: metrics.Counter("taken_total", "T."), "'taken_total' cannot be made: Duplicated timeseries"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(make: Callable[[], Any], says: str) -> None:
+    metrics.Counter("taken", "T.")
+    with pytest.raises(ConfigException, match=says):
+        make()
+
+
+_WORKER = """
+import sys
+from adapter import metrics
+orders = metrics.Counter("orders", "Orders.", ["kind"])
+queue = metrics.Gauge("queue", "Queue.")
+times = metrics.Histogram("times", "Times.", buckets=[1.0])
+for _ in range(int(sys.argv[1])):
+    orders.labels("tea").inc()
+    times.observe(0.5)
+queue.set(int(sys.argv[1]))
+sys.stdout.buffer.write(metrics.generate_latest())
+"""
+
+
+def _run(code: str, *arguments: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+
+
+def test_the_page_is_the_sum_over_processes(tmp_path: Path) -> None:
+    folder = {metrics.FOLDER: str(tmp_path)}
+    assert 'orders_total{kind="tea"} 2.0' in _run(_WORKER, "2", **folder)
+    page = _run(_WORKER, "5", **folder)
+    assert 'orders_total{kind="tea"} 7.0' in page
+    assert 'times_bucket{le="1.0"} 7.0' in page
+    assert "queue 7.0" in page
+    assert len(list(metrics.text_string_to_metric_families(page))) == 3
+
+
+_WITHOUT = """
+import sys
+sys.modules["prometheus_client"] = None
+from adapter import metrics
+orders = metrics.Counter("orders", "Orders.", ["kind"])
+orders.labels("tea").inc()
+with metrics.Gauge("queue", "Queue.").track_inprogress():
+    metrics.Histogram("times", "Times.").observe(1)
+@metrics.Summary("seconds", "Seconds.").time()
+def work():
+    return "worked"
+print(work(), metrics.generate_latest(), list(metrics.text_string_to_metric_families()))
+"""
+
+
+def test_metrics_do_nothing_where_prometheus_client_is_not_installed() -> None:
+    assert _run(_WITHOUT) == "worked b'' []\n"
