@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -13,21 +14,23 @@ from adapter.exceptions import AdapterError, ImportServiceError, sentence
 from adapter.services import Service
 
 
-def load_service(target: str, working_dir: str | os.PathLike[str] = ".") -> Service:
+def load_service(target: str, working_dir: str | os.PathLike[str] | None = None) -> Service:
     """Import a service by `module:attribute`, `file.py:attribute`, or `module` / `file.py` with one Service in it.
 
-    `working_dir` becomes the working directory and the first place that modules are looked for. Raises
-    ImportServiceError with a sentence that names what is missing.
+    `working_dir` becomes the working directory, where another is given, and the first place that modules are looked
+    for. Raises ImportServiceError with a sentence that names what is missing.
     """
-    folder = Path(working_dir).resolve()
+    if not isinstance(target, str):
+        raise ImportServiceError(f"A service is named by a text such as 'service:svc', not by {target!r}.")
+    folder = Path(working_dir or ".").expanduser().resolve()
     if not folder.is_dir():
         raise ImportServiceError(f"The working directory {str(working_dir)!r} does not exist.")
     os.chdir(folder)
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    _look_first_in(folder)
     place, _, attribute = target.partition(":")
     module = _import(place, target)
     service = _attribute(module, attribute, target) if attribute else _only_service(module, target)
+    service.working_dir = str(folder)
     service.import_string = f"{module.__name__}:{attribute or _name_of(service, module)}"
     return service
 
@@ -67,9 +70,14 @@ def _module_name(place: str, target: str) -> str:
     root, parts = path.parent, [path.stem]
     while (root / "__init__.py").is_file():  # a module of a package, which may import its siblings relatively
         root, parts = root.parent, [root.name, *parts]
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    _look_first_in(root)
     return ".".join(parts)
+
+
+def _look_first_in(folder: Path) -> None:
+    with contextlib.suppress(ValueError):
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
 
 
 def _where(error: BaseException) -> str:

@@ -84,6 +84,25 @@ def test_working_dir_becomes_the_place_where_the_service_runs(folder: Path) -> N
     assert sys.path.count(str(inner.resolve())) == 1
 
 
+def test_without_a_working_dir_the_one_of_the_process_stays(folder: Path) -> None:
+    module = write(folder, SERVICE)
+    service = load_service(f"{module}:svc")
+    assert Path.cwd() == folder
+    assert service.working_dir == str(folder.resolve())
+
+
+def test_file_that_is_named_comes_before_a_module_of_its_name(folder: Path) -> None:
+    module = write(folder / "wanted", "import adapter\nsvc = adapter.Service('wanted')\n")
+    write(folder, "import adapter\nsvc = adapter.Service('other')\n", module)
+    sys.path.append(str(folder / "wanted"))
+    assert load_service(f"{folder}/wanted/{module}.py:svc", working_dir=folder).name == "wanted"
+
+
+def test_what_is_no_text_is_refused(folder: Path) -> None:
+    with pytest.raises(ImportServiceError, match="named by a text such as 'service:svc', not by 5"):
+        load_service(5)  # type: ignore[arg-type]  # what a person may write
+
+
 def test_file_outside_the_working_dir_is_found_by_its_path(folder: Path) -> None:
     outside = folder / "outside"
     module = write(outside, SERVICE)
@@ -152,4 +171,4 @@ def test_load_is_a_public_name_of_the_package(tmp_path: Path) -> None:
     code = f"import adapter; print(adapter.load('service.py:svc', working_dir={str(tmp_path)!r}))"
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == 'adapter.Service(name="s", import_str="service:svc")'
+    assert done.stdout.strip() == f'adapter.Service(name="s", import_str="service:svc", working_dir="{tmp_path}")'
