@@ -1,6 +1,8 @@
 # make demo    serve the iris example on http://127.0.0.1:3000
 # make test    every test, those against a real tritonserver included
 # make lint    style and types
+# make bench   how fast it is; BENCH="small memory" runs these alone, BENCH_ARGS="--seconds 10" for longer
+# make bench-peers   the same beside BentoML and LitServe
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 # the wire is tried under both major versions of numpy; numpy 1.26 has no wheels for Python 3.13 and later
 NUMPY1 := $(VENV)-numpy1
 
-.PHONY: demo test test-numpy1 lint format clean
+.PHONY: demo test test-numpy1 lint format bench bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/adapter engine install
@@ -33,6 +35,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.dev
+	$(BIN)/adapter engine install
+	$(BIN)/python -m benchmarks run $(BENCH_ARGS) $(BENCH)
+
+bench-peers: BENCH := peers
+bench-peers: bench
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -51,4 +60,4 @@ $(NUMPY1)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NUMPY1) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NUMPY1) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis

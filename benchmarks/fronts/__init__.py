@@ -1,0 +1,1 @@
+"""What ours is compared with: the same work as a person writes it by hand, without adapter."""

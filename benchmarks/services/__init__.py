@@ -1,0 +1,1 @@
+"""The services of ours that are measured, where no example serves."""
