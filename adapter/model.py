@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import cloudpickle
 import numpy as np
@@ -22,6 +22,8 @@ from adapter.tensor import TensorSpec
 if TYPE_CHECKING:
     from adapter.runnable import Runnable
     from adapter.runner import Runner
+
+V = TypeVar("V")
 
 DEFAULT_MAX_BATCH_SIZE = 100
 DEFAULT_MAX_LATENCY_MS = 60_000
@@ -195,17 +197,32 @@ class ModelInfo:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ModelInfo:
+        """Read what `to_dict` wrote; KeyError, TypeError, ValueError and the like where it is no such record."""
+        for key in ("name", "version", "module", "creation_time"):
+            if key not in record:
+                raise KeyError(key)
+        created = datetime.fromisoformat(str(record["creation_time"]))
         return cls(
             tag=Tag(record["name"], record["version"]),
-            module=record["module"],
-            labels=record.get("labels") or {},
-            options=record.get("options") or {},
-            metadata=record.get("metadata") or {},
-            context=record.get("context") or {},
-            signatures={n: Signature.from_dict(s) for n, s in (record.get("signatures") or {}).items()},
-            api_version=record.get("api_version", "v1"),
-            creation_time=datetime.fromisoformat(str(record["creation_time"])),
+            module=_of_type(str, record, "module"),
+            labels=_of_type(dict, record, "labels"),
+            options=_of_type(dict, record, "options"),
+            metadata=_of_type(dict, record, "metadata"),
+            context=_of_type(dict, record, "context"),
+            signatures={n: Signature.from_dict(s) for n, s in _of_type(dict, record, "signatures").items()},
+            api_version=str(record.get("api_version", "v1")),
+            creation_time=created if created.tzinfo is not None else created.replace(tzinfo=timezone.utc),
         )
+
+
+def _of_type(kind: type[V], record: Mapping[str, Any], key: str) -> V:
+    """A value of a record; where it has none, an empty one."""
+    value = record.get(key)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is {value!r}, and no {kind.__name__}")
+    return value
 
 
 class Model:
@@ -284,6 +301,11 @@ class Model:
         """A Runner of this model, named after it; `options` are those of `adapter.Runner` (`gpu=1`, `cpu=2`, …)."""
         runner: Runner = self._framework.to_runner(self, name, **options)
         return runner
+
+    def inspected(self) -> ModelInfo:
+        """The record with what the model, loaded and tried, tells of the parameters and tensors of its methods."""
+        info: ModelInfo = self._framework.framework.inspected(self)
+        return info
 
     @property
     def _framework(self) -> Any:

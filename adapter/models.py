@@ -1,4 +1,4 @@
-"""The saved models that code can name: `get`, `list`, `create` and `delete`.
+"""The saved models that code can name: `get`, `list`, `create`, `delete`, `export_model` and `import_model`.
 
 Models are saved in the store on disk, `$ADAPTER_HOME/models`. Where there is none (a worker inside Triton, a front
 that only has a manifest), `use_source` makes `get` and `list` answer from elsewhere; this file therefore travels inside
@@ -129,6 +129,30 @@ def create(
 def delete(tag: str | Tag) -> builtins.list[Tag]:
     """Delete a version of a model, or with a name alone all of them; returns the tags that are gone."""
     return store().delete(Tag.parse(tag))
+
+
+def export_model(tag: str | Tag, path: str | os.PathLike[str] | None = None, output_format: str | None = None) -> str:
+    """Write a saved model to one file, `<name>-<version>.adaptermodel` here or in a folder `path`; return where it is.
+
+    `output_format`, or else the end of the file's name, tells the format: `adaptermodel`, `tar`, `gz`, `xz`, `bz2`,
+    `zip` or `folder`. Raises AlreadyExists where there is something already.
+    """
+    # only here, as in `store`
+    from adapter.archive import export
+
+    return str(export(get(tag), path, output_format))
+
+
+def import_model(path: str | os.PathLike[str]) -> Model:
+    """Save a model that `export_model` wrote, or BentoML 1.x (a .bentomodel file, or the folder of one version).
+
+    A file of a model is as trusted as code: loading it runs what is in it, and a BentoML model is loaded here once, to
+    learn its tensors. Raises InvalidArgument where it is none, AlreadyExists where this version is saved already.
+    """
+    # only here, as in `store`
+    from adapter.archive import take_in
+
+    return take_in(store(), path)
 
 
 @contextlib.contextmanager

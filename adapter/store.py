@@ -18,7 +18,7 @@ import os
 import shutil
 import uuid
 from builtins import list as List  # noqa: N812  # ModelStore has a method of this name
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
@@ -36,7 +36,7 @@ _STAGING = ".saving-"
 _MOST_NAMES = 12
 
 # libyaml's loader is ten times as fast; a PyYAML built without it has the other
-_Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class NewModel(Model):
@@ -129,7 +129,7 @@ class ModelStore:
         folder = self._place(tag)
         file = folder / RECORD
         try:
-            record = yaml.load(file.read_bytes(), Loader=_Loader)
+            record = yaml.load(file.read_bytes(), Loader=Loader)
         except FileNotFoundError:
             raise NotFound(f"The model {tag} was deleted just now.") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -165,12 +165,37 @@ class ModelStore:
             with self._lock():
                 self._refuse_taken(info.tag)
                 model.info = dataclasses.replace(model.info, creation_time=datetime.now(timezone.utc))
-                record = yaml.safe_dump(model.info.to_dict(), sort_keys=False, allow_unicode=True)
-                (draft / RECORD).write_text(record, encoding="utf-8")
-                # `latest` first: until the rename it names no version, and readers then go by the time of creation
-                self._note_latest(info.tag, staging)
-                draft.rename(self._place(info.tag))
+                self._publish(model.info, draft, staging, latest=True)
                 model.moved(self._place(info.tag))
+
+    def add(self, fill: Callable[[Path], ModelInfo]) -> Model:
+        """Take in a model that was saved elsewhere: `fill` writes its files into a folder, and returns its record.
+
+        It becomes `latest` unless a version that is here was created after it. Raises AlreadyExists where the version
+        is taken; when `fill` raises, nothing remains.
+        """
+        with self._staging() as staging:
+            draft = staging / "model"
+            draft.mkdir()
+            info = fill(draft)
+            if info.tag.version in (None, LATEST):
+                raise InvalidArgument(f"A model cannot be saved as {info.tag}: its record names no version.")
+            with self._lock():
+                self._refuse_taken(info.tag)
+                later = [m for m in self.list(info.name) if m.creation_time > info.creation_time]
+                self._publish(info, draft, staging, latest=not later)
+        return Model(info, self._place(info.tag))
+
+    def _publish(self, info: ModelInfo, draft: Path, staging: Path, *, latest: bool) -> None:
+        """Let the version in `draft` appear."""
+        record = yaml.safe_dump(info.to_dict(), sort_keys=False, allow_unicode=True)
+        (draft / RECORD).write_text(record, encoding="utf-8")
+        if latest:
+            # before the rename: until then it names no version, and readers go by the time of creation
+            self._note_latest(info.tag, staging)
+        else:
+            (self.root / info.name).mkdir(exist_ok=True)
+        draft.rename(self._place(info.tag))
 
     def delete(self, tag: Tag) -> List[Tag]:
         """Delete a version, or all of them where the tag has none; returns the tags that are gone.

@@ -290,3 +290,35 @@ def test_create_when_the_process_is_killed(store: ModelStore) -> None:
         for process in (killed, busy):
             process.kill()
             process.communicate()
+
+
+def taken_in(store: ModelStore, tag: str, created: datetime) -> Model:
+    def fill(folder: Path) -> ModelInfo:
+        (folder / "file").write_text(tag)
+        return ModelInfo(Tag.parse(tag), "adapter.sklearn", creation_time=created)
+
+    return store.add(fill)
+
+
+def test_add_keeps_the_time_and_is_latest_where_it_is_newest(store: ModelStore) -> None:
+    taken_in(store, "m:a", LONG_AGO)
+    assert str(store.get(Tag("m")).tag) == "m:a"
+    taken_in(store, "m:c", LONG_AGO + timedelta(days=2))
+    model = taken_in(store, "m:b", LONG_AGO + timedelta(days=1))
+    assert str(store.get(Tag("m")).tag) == "m:c"
+    assert listed(store) == ["m:c", "m:b", "m:a"]
+    assert Path(model.path_of("file")).read_text() == "m:b"
+    assert store.get(Tag("m", "b")).info == model.info
+    with pytest.raises(AlreadyExists):
+        taken_in(store, "m:b", LONG_AGO)
+    assert hidden(store) == []
+
+
+def test_add_leaves_nothing_when_it_raises(store: ModelStore) -> None:
+    def fill(folder: Path) -> ModelInfo:
+        (folder / "file").write_text("x")
+        raise InvalidArgument("no model")
+
+    with pytest.raises(InvalidArgument):
+        store.add(fill)
+    assert (hidden(store), listed(store)) == ([], [])

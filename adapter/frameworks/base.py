@@ -138,6 +138,11 @@ class Framework:
             )
         return found
 
+    def inspected(self, model: Model) -> ModelInfo:
+        """Return the record of a model with what loading and trying it tells of its methods."""
+        native = self.load_model(model)
+        return dataclasses.replace(model.info, signatures=self._signatures(native, model.info.signatures, None))
+
     def get_runnable(self, model: Model) -> type[Runnable]:
         """Make a Runnable class of a saved model: it loads the model, and its methods are the saved signatures."""
         framework, info = self, self.get(model).info

@@ -1,7 +1,7 @@
 """`adapter.sklearn`: scikit-learn estimators and pipelines, and what follows their conventions.
 
-Pickled by cloudpickle rather than joblib, which could not write functions and classes of a script or a notebook;
-`joblib.load` reads the file all the same.
+Pickled by cloudpickle rather than joblib, which could not write functions and classes of a script or a notebook; read
+by joblib, which reads both.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adapter.exceptions import InvalidArgument, sentence
 from adapter.frameworks.base import Tensors
-from adapter.frameworks.picklable_model import PicklableModel
-from adapter.model import Parameter
+from adapter.frameworks.picklable_model import FILE, PicklableModel
+from adapter.model import ModelInfo, Parameter
 from adapter.tensor import TensorSpec, triton_dtype
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class Sklearn(PicklableModel):
                 f"adapter.sklearn saves estimators and pipelines of scikit-learn, not {_described(model)}; "
                 "adapter.picklable_model saves any object that can be pickled."
             )
+
+    def load(self, folder: Path, info: ModelInfo, **options: Any) -> Any:
+        import joblib
+
+        return joblib.load(folder / FILE)  # a plain pickle, too; models that came from elsewhere are joblib's own
 
     def tensors(self, native: Any, method: str, sample: Any) -> Tensors | None:
         """One input as wide as the model was fitted, and the outputs that a trial on a few rows gives.

@@ -84,7 +84,17 @@ def serve(installation: Installation) -> Iterator[Serve]:
     with contextlib.ExitStack() as stack:
 
         def start(target: str, *options: str, working_dir: Path = ROOT, env: dict[str, str] | None = None) -> Served:
-            arguments = ["serve", target, "--port", "0", "--working-dir", str(working_dir), *options]
+            arguments = [
+                "serve",
+                target,
+                "--port",
+                "0",
+                "--working-dir",
+                str(working_dir),
+                "--log-format",
+                "text",
+                *options,
+            ]
             process = subprocess.Popen(
                 [str(ADAPTER), *arguments],
                 env={**os.environ, **(env or {})},
@@ -96,7 +106,7 @@ def serve(installation: Installation) -> Iterator[Serve]:
             reader = threading.Thread(target=served.read)
             reader.start()
             stack.callback(_end, served, reader)
-            served.url = served.wait_for(r"on (http://127\.0\.0\.1:\d+)")[1]
+            served.url = served.wait_for(r"on (https?://127\.0\.0\.1:\d+)")[1]
             return served
 
         yield start

@@ -116,3 +116,7 @@ def test_triton_forms_batches_of_the_entry(served: Served) -> None:
     assert len(served.children("tritonserver")) >= 1
     assert len(served.children("adapter.triton.worker")) == 1
     assert served.children("adapter.server.front")
+
+
+def test_nothing_is_hinted_at_where_every_method_takes_batches(served: Served) -> None:
+    assert "Hint:" not in served.log

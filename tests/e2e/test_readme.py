@@ -51,6 +51,14 @@ def test_runnable_of_the_readme_answers(serve: Serve, tmp_path: Path) -> None:
     assert served.post("/shout", content="grüße").json() == ["GRÜSSE!"]
 
 
+def test_routes_context_and_mounts_of_the_readme_work(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(block("mount_asgi_app"))
+    served = serve("service.py", "--development", working_dir=tmp_path)
+    answer = served.post("/users/Ada/greeting", json={"word": "hello"})
+    assert (answer.text, answer.headers["x-model"], answer.cookies["seen"]) == ("hello, Ada!", "none", "yes")
+    assert served.get("/dashboard/openapi.json").status_code == 200
+
+
 def test_service_runs_without_a_server(tmp_path: Path, iris: str) -> None:
     source = (ROOT / "examples" / "iris" / "service.py").read_text()
     (tmp_path / "service.py").write_text(source)

@@ -118,6 +118,12 @@ def test_user_code_killed_while_idle_comes_back(served: Served) -> None:
     assert str(before) not in answer.text
 
 
+def test_methods_whose_calls_cannot_be_packed_are_hinted_at_once(served: Served) -> None:
+    (hint,) = [line for line in served.lines if "Hint:" in line]
+    assert "every call of fragile.do, fragile.nap goes" in hint
+    assert "batchable" in hint
+
+
 def test_front_process_killed_is_replaced(served: Served) -> None:
     before = set(served.children("adapter.server.front"))
     os.kill(min(before), signal.SIGKILL)
@@ -321,7 +327,7 @@ BAD_OPTIONS: list[tuple[list[str], int, str]] = [
     (["export", "life:svc", "--prefix", "../up"], 1, "'../up' cannot be a prefix"),
     (["export", "life:svc", "--repository", "/dev/null/x"], 1, "cannot be written"),
     (["serve", "life:svc", "--repository", "/dev/null/x"], 1, "cannot be written"),
-    (["serve", "life:svc", "--manifest", "manifest.json"], 2, "--manifest goes with --triton"),
+    (["serve", "life:svc", "--manifest", "manifest.json"], 1, "(--manifest) goes with triton.url (--triton)"),
     (["serve", "life:svc", "--triton", "grpc://127.0.0.1:1"], 1, "write one with `adapter export`"),
     (["serve", "life:svc", "--triton", "grpc://127.0.0.1:1", "--development"], 1, "cannot be used with --triton"),
 ]
