@@ -83,9 +83,9 @@ class MethodSpec:
         Raises TypeError where a tensor is missing, InvalidArgument where its data type or shape does not fit, and
         PayloadTypeError where an argument beside the tensors is not a plain JSON value.
         """
-        if not kwargs and self._plain and len(args) == self._arity and all(type(a) is np.ndarray for a in args):
-            axis = self.signature.batch_dim[0]
-            arrays = [self._wire(spec.cast(a), axis, spec) for spec, a in zip(self.inputs, args, strict=True)]
+        direct = self._direct
+        if direct is not None and not kwargs and len(args) == len(direct) and _all_arrays(args):
+            arrays = [spec.cast(value) for spec, value in zip(direct, args, strict=True)]
             self._check_sizes(arrays)
             return arrays, ""
         named = self._named(args, kwargs)
@@ -104,12 +104,20 @@ class MethodSpec:
         return arrays, self._json(extra) if extra else ""
 
     @cached_property
-    def _plain(self) -> bool:
-        """Whether the parameters are the tensors, in their order."""
-        return [p.name for p in self.signature.parameters or ()] == [spec.name for spec in self.inputs]
+    def _direct(self) -> tuple[TensorSpec, ...] | None:
+        """The tensors, where the parameters are these in their order and arrays of them travel as they are."""
+        batchable = self.signature.batchable
+        names = [p.name for p in self.signature.parameters or ()]
+        if (
+            self._arity < 0
+            or names != [spec.name for spec in self.inputs]
+            or (batchable and self.signature.batch_dim[0])
+        ):
+            return None
+        return self.inputs if all(len(spec.shape) > int(batchable) for spec in self.inputs) else None
 
     def _check_sizes(self, arrays: Sequence[Array]) -> None:
-        if not self.signature.batchable:
+        if not self.signature.batchable or (len(arrays) == 1 and arrays[0].shape[0]):
             return
         sizes = {array.shape[0] for array in arrays}
         if len(sizes) > 1:
@@ -149,11 +157,10 @@ class MethodSpec:
 
     def unpack_result(self, arrays: Sequence[Array]) -> Any:
         """What a typed method returned: one array, or a tuple where it has several outputs."""
-        values = [
-            self._unwire(array, self.signature.batch_dim[1], spec)
-            for spec, array in zip(self.outputs, arrays, strict=True)
-        ]
-        return values[0] if len(values) == 1 else tuple(values)
+        axis, outputs = self.signature.batch_dim[1], self.outputs
+        if len(outputs) == 1:
+            return self._unwire(arrays[0], axis, outputs[0])
+        return tuple(self._unwire(array, axis, spec) for spec, array in zip(outputs, arrays, strict=True))
 
     def wire_shape(self, spec: TensorSpec, axis: int) -> tuple[int, ...]:
         """The shape of a tensor on the wire: batch axis first, and never without an axis that is not the batch."""
@@ -285,6 +292,13 @@ class Call:
     method: MethodSpec
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+
+def _all_arrays(values: Sequence[Any]) -> bool:
+    for value in values:  # noqa: SIM110  # a generator would cost more than all of this
+        if type(value) is not np.ndarray:
+            return False
+    return True
 
 
 def _frame(value: Array, columns: Sequence[str]) -> Any:

@@ -102,11 +102,13 @@ class TensorSpec:
 
         Data types are cast where each value stays what it is, but for rounding: see `cast`.
         """
+        wanted = self._numpy
+        if type(value) is np.ndarray and value.dtype == wanted and self._fits(value.shape):
+            return value
         try:
             array = np.asarray(value)
         except ValueError as error:
             raise InvalidArgument(f"{self._subject} is ragged: {error}") from error
-        wanted = self._numpy
         fitting = cast(array, wanted)
         if fitting is None:
             # numpy makes texts of all values where one is a text
@@ -115,9 +117,7 @@ class TensorSpec:
                 f"{self._subject} takes an array of {self.dtype}, which {_first_misfit(values, wanted)} does not fit."
             )
         array = fitting
-        if len(array.shape) != len(self.shape) or any(
-            w not in (-1, n) for w, n in zip(self.shape, array.shape, strict=True)
-        ):
+        if not self._fits(array.shape):
             raise InvalidArgument(
                 f"{self._subject} takes an array of shape {self.shape} (-1: any length), but {array.shape} came."
             )
@@ -126,6 +126,19 @@ class TensorSpec:
     @cached_property
     def _numpy(self) -> np.dtype[Any]:
         return np.dtype(self.dtype)
+
+    @cached_property
+    def _fixed(self) -> tuple[tuple[int, int], ...]:
+        """The axes whose length is not free, with their lengths."""
+        return tuple((axis, length) for axis, length in enumerate(self.shape) if length != -1)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) != len(self.shape):
+            return False
+        for axis, length in self._fixed:  # noqa: SIM110  # a generator would cost more than all of this
+            if shape[axis] != length:
+                return False
+        return True
 
     @property
     def _subject(self) -> str:

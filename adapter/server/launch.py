@@ -404,6 +404,7 @@ class _Front:
     ready: int
     born: float
     until: float = math.inf  # when it is killed, after it was asked to end
+    serving: bool = False
 
 
 class Fronts:
@@ -453,7 +454,7 @@ class Fronts:
 
     def wait_ready(self, stop: _StopSignals, reloader: Reloader | None = None) -> bool:
         """Wait until all take requests; False when one ended before, or the files changed once more."""
-        waiting = {front.ready for front in self.processes}
+        waiting = {front.ready: front for front in self.processes}
         while waiting:
             stop.wait([*waiting, *([reloader.changes] if reloader is not None else [])])
             if stop.asked or (reloader is not None and reloader.look()):
@@ -465,7 +466,7 @@ class Fronts:
                     kept = f" {KEPT}" if reloader is not None else ""
                     logger.error("A front process could not start; its own message is above.%s", kept)
                     return False
-                waiting.discard(fd)
+                waiting.pop(fd).serving = True
         return True
 
     def renew(self, service: str, settings: Settings, stop: _StopSignals, reloader: Reloader) -> bool:
@@ -484,7 +485,8 @@ class Fronts:
     def _retire(self, fronts: Sequence[_Front]) -> None:
         for front in fronts:
             front.process.terminate()
-            front.until = self._patient_until()
+            serving = front.serving or select.select([front.ready], [], [], 0)[0]
+            front.until = self._patient_until() if serving else time.monotonic() + _GRACE_S
         self.retiring += fronts
 
     def forget_dead(self) -> None:
@@ -526,7 +528,7 @@ class Fronts:
             front.process.terminate()
         until = self._patient_until()
         for front in (*self.processes, *self.retiring):
-            while front.process.poll() is None and time.monotonic() < until and not stop.hurry:
+            while front.process.poll() is None and time.monotonic() < min(until, front.until) and not stop.hurry:
                 stop.wait([front.fd], _POLL_S)
             if front.process.poll() is None:
                 self._kill_late(front)

@@ -373,9 +373,9 @@ class _TypedRoute(_Route):
         # bytes at once, and not when the request is made: the caller may change an array in the meantime
         data = [array.tobytes() for array in arrays]
         first = 1 if self._batchable else 0
-        shapes = tuple(array.shape[first:] for array in arrays)
+        shapes = tuple([array.shape[first:] for array in arrays])
         size = arrays[0].shape[0] if self._batchable else 1
-        weight = sum(len(content) for content in data)
+        weight = sum(map(len, data))
         return self._call((extra, shapes), _Tensors(extra, shapes, data), size, weight)
 
     async def _send(self, calls: Sequence[Call], limit_s: float) -> Sequence[Any]:

@@ -46,7 +46,7 @@ def test_folders_are_those_in_which_one_can_change(folder: Path, tmp_path_factor
     }
 
 
-def test_folder_among_the_files_changes_with_what_is_in_it(
+def test_folder_among_the_files_changes_with_its_content(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     versions = tmp_path_factory.mktemp("iris_clf")
