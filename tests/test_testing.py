@@ -34,7 +34,7 @@ def service(asked: list[str] | None = None) -> adapter.Service:
     def fail(name: str) -> None:
         if asked is not None:
             asked.append(name)
-        raise {"mine": NotFound("There is no such thing."), "busy": ServiceUnavailable("Busy.")}[name]
+        raise {"mine": NotFound("There is no such thing."), "busy": ServiceUnavailable("Busy."), "bare": NotFound}[name]
 
     @svc.api(input=JSON(), output=Text())
     def count(n: int) -> Iterator[str]:
@@ -86,6 +86,12 @@ def test_errors_are_exceptions_and_nothing_is_tried_again() -> None:
             with pytest.raises(kind, match=sentence):
                 client.fail(name)
     assert asked == ["busy", "mine", "bug"]
+
+
+def test_error_without_a_message_has_the_phrase_of_its_status() -> None:
+    with TestClient(service()) as client:
+        answer = client.post("/fail", json="bare")
+    assert (answer.status_code, answer.json()) == (404, {"error": "Not Found."})
 
 
 def test_hooks_run_when_the_client_begins_and_ends() -> None:

@@ -168,8 +168,10 @@ def _type_adapter(model: Any) -> TypeAdapter[Any]:
             "JSON.from_sample takes an instance."
         )
     try:
+        if isinstance(model, dict):  # pydantic would take it for a schema of its own kind
+            raise TypeError(f"{model!r} is a dict")
         return TypeAdapter(model)
-    except PydanticUserError as error:
+    except (PydanticUserError, TypeError) as error:
         raise InvalidArgument(
             f"pydantic_model={model!r} is no type that pydantic 2 can check; give a pydantic model, a dataclass or "
             "a TypedDict."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import reprlib
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
@@ -184,9 +185,7 @@ class PandasDataFrame(_Tabular[pd.DataFrame]):
         self.apply_column_names = apply_column_names
         self._columns_of_sample: list[Any] | None = None
         if default_format == "json":
-            names = self._known_names() or ["a", "b"]
-            frame = pd.DataFrame({str(name): [_placeholder(self._wanted(name))] for name in names})
-            self.placeholder = write_frame(frame, orient).decode()
+            self.placeholder = self._example()
 
     @classmethod
     def from_sample(cls, sample: Any, **kwargs: Any) -> Self:
@@ -232,6 +231,15 @@ class PandasDataFrame(_Tabular[pd.DataFrame]):
     def json_schema(self) -> dict[str, Any]:
         columns = {str(name): json_type(self._wanted(name)) for name in self._known_names()}
         return frame_schema(self.orient, columns, required=self.columns is not None and not self.apply_column_names)
+
+    def _example(self) -> str:
+        """A body of the right columns and shape, for error messages; "" where it would be long."""
+        rows, width = (1, 2) if self.shape is None else _lengths(self.shape, (1, 2))
+        names = self._known_names() or _letters(min(width, _MAX_EXAMPLE_CELLS + 1))
+        if rows * len(names) > _MAX_EXAMPLE_CELLS:
+            return ""
+        frame = pd.DataFrame({str(name): [_placeholder(self._wanted(name))] * rows for name in names})
+        return write_frame(frame, self.orient).decode()
 
     def _known_names(self) -> list[Any]:
         return self.columns or self._columns_of_sample or (list(self.dtype) if isinstance(self.dtype, dict) else [])
@@ -314,7 +322,10 @@ class PandasSeries(_Tabular["pd.Series[Any]"]):
         if self.shape is not None and len(self.shape) != 1:
             raise InvalidArgument(f"The shape of a series has one number, such as (-1,), not {self.shape!r}.")
         if default_format == "json":
-            self.placeholder = write_series(pd.Series([_placeholder(self.dtype)] * 2, name="a"), orient).decode()
+            (length,) = (2,) if self.shape is None else _lengths(self.shape, (2,))
+            if length <= _MAX_EXAMPLE_CELLS:
+                example = pd.Series([_placeholder(self.dtype)] * length, name="a")
+                self.placeholder = write_series(example, orient).decode()
 
     @classmethod
     def from_sample(cls, sample: Any, **kwargs: Any) -> Self:
@@ -415,6 +426,17 @@ def _series(obj: Any) -> pd.Series[Any]:
 
 def _placeholder(dtype: Any) -> Any:
     return "text" if is_text(dtype) else 1
+
+
+def _lengths(shape: tuple[int, ...], free: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an example: `free` where a length is not fixed."""
+    return tuple(n if wanted == -1 else wanted for wanted, n in zip(shape, free, strict=True))
+
+
+def _letters(count: int) -> list[str]:
+    """Names of columns: a, b, …, z, a1, …"""
+    letters = string.ascii_lowercase
+    return [letters[i % len(letters)] + (str(i // len(letters)) if i >= len(letters) else "") for i in range(count)]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import math
@@ -111,7 +112,7 @@ class TritonRunners(LocalRunners):
     async def stop(self) -> None:
         await super().stop()
         if self._client is not None:
-            self._client.close()
+            await self._client.close()
 
 
 def create_app(
@@ -162,13 +163,12 @@ def create_app(
     app.add_exception_handler(HTTPException, _no_such_route(service))
     for kind in (AdapterError, Exception):  # FastAPI raises again what only the second one is for
         app.add_exception_handler(kind, _failed)
-    inner: ASGIApp = _Dispatch(app)
-    if server.http.cors.enabled:
-        inner = _with_cors(inner, server.http.cors)
+    with_cors = functools.partial(_with_cors, cors=server.http.cors)
+    inner = with_cors(_Dispatch(app))
     for middleware, options in reversed(service.middlewares):
         inner = middleware(inner, **options)
     endpoints = {api.route: Endpoint(api, state, threads) for api in service.apis.values()}
-    return Edge(inner, endpoints, server, health=health, log=log, metrics=metrics, tracer=tracer)
+    return Edge(inner, endpoints, server, with_cors=with_cors, health=health, log=log, metrics=metrics, tracer=tracer)
 
 
 class _Dispatch:
@@ -182,6 +182,8 @@ class _Dispatch:
 
 
 def _with_cors(app: ASGIApp, cors: Cors) -> ASGIApp:
+    if not cors.enabled:
+        return app
     given = {
         "allow_origins": cors.access_control_allow_origins,
         "allow_origin_regex": cors.access_control_allow_origin_regex,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from starlette._utils import get_route_path
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,8 +30,6 @@ _LONGEST_ID = 128
 _DISCONNECTED = 499  # in log and metrics, where the client went away before it was answered
 ENDPOINT = "adapter.endpoint"  # the key in the scope of what was found for the path
 _OTHER = "other"  # in metrics: a path that is no API, of which anybody can think up any number
-
-logger = logging.getLogger("adapter.server")
 
 
 class Log(Protocol):
@@ -56,6 +53,7 @@ class Edge:
         endpoints: Mapping[str, Endpoint],
         settings: ApiServer,
         *,
+        with_cors: Callable[[ASGIApp], ASGIApp],
         health: Health,
         log: Log | None,
         metrics: ServerMetrics | None,
@@ -63,6 +61,7 @@ class Edge:
     ) -> None:
         self.health = health
         self._app = app
+        self._with_cors = with_cors
         self._traffic = settings.traffic
         self._shows_trace = settings.http.response.trace_id
         self._log = log
@@ -73,14 +72,16 @@ class Edge:
             (*compile_path(route)[::2], endpoint) for route, endpoint in endpoints.items() if "{" in route
         ]
         self._busy = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: tuple[asyncio.AbstractEventLoop | None, int] = (None, 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
-        path = get_route_path(scope) if scope.get("root_path") else scope["path"]
+        path = scope["path"]
+        if root := scope.get("root_path"):  # this application is mounted, or the server was told where a proxy has it
+            path = path.removeprefix(root) or "/"
         endpoint = self._fixed.get(path)
         if endpoint is not None:
             label = path
@@ -122,7 +123,9 @@ class Edge:
                 return  # FastAPI answers an error, and raises it again
             if exchange.status:
                 raise  # the server closes the connection, so that the client does not take a part for the whole
-            await error_response(error)(scope, exchange.receive, exchange.send)
+            # without its headers, a browser would keep the answer from the page that asked
+            answer = self._with_cors(error_response(error))
+            await answer(scope, exchange.receive, exchange.send)
 
     def _find(self, scope: Scope, path: str) -> tuple[Endpoint | None, str]:
         if path in INFRASTRUCTURE:
@@ -140,6 +143,14 @@ class Edge:
             scope["path_params"] = found
             return endpoint, endpoint.api.route
         return None, _OTHER
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of this thread; asking asyncio for it is a system call before Python 3.12."""
+        loop, thread = self._loop
+        if loop is None or thread != threading.get_ident() or not loop.is_running():
+            loop = asyncio.get_running_loop()
+            self._loop = loop, threading.get_ident()
+        return loop
 
     async def _limited(self, scope: Scope, exchange: _Exchange) -> None:
         most = self._traffic.max_concurrency
@@ -161,11 +172,10 @@ class Edge:
                 raise BodyTooLarge(_too_long(f"{exchange.length} bytes", longest))
         limit = self._traffic.timeout
         deadline.set(time.monotonic() + limit)
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        task = asyncio.current_task(self._loop)  # which would ask for the loop each time
+        loop = self._running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
-        exchange.start_timer(self._loop, task, limit)
+        exchange.start_timer(loop, task, limit)
         try:
             await self._app(scope, receive, exchange.send)
         except asyncio.CancelledError:

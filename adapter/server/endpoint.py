@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import inspect
 import logging
 import math
@@ -93,7 +94,8 @@ def error_response(error: BaseException, api: str = "") -> Response:
         headers = {}
         if (seconds := getattr(error, "retry_after", None)) is not None:
             headers["retry-after"] = str(max(1, math.ceil(seconds)))
-        return JSONResponse({"error": message_of(error)}, status_code=status, headers=headers)
+        text = message_of(error) or f"{http.client.responses.get(status, type(error).__name__)}."
+        return JSONResponse({"error": text}, status_code=status, headers=headers)
     if isinstance(error, RemoteException):
         logger.error("request %s to /%s: the runner raised %s", identity, api, message_of(error))
     else:

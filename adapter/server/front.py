@@ -32,6 +32,7 @@ from adapter.tuning import tune
 VARIABLE = "ADAPTER_FRONT"
 _PR_SET_PDEATHSIG = 1
 _PARTING_S = 0.3
+_OBJECTS_BEFORE_COLLECTION = 10_000  # a request makes dozens, nearly none of them in a cycle
 
 logger = logging.getLogger("adapter.server")
 
@@ -83,6 +84,7 @@ class _Server(uvicorn.Server):
         # what has been imported stays: the collector need not look at it again and again
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
         if self.started:
             os.write(self._ready_fd, b"+")
         os.close(self._ready_fd)

@@ -29,6 +29,7 @@ Format = Literal["auto", "json", "text"]
 
 ACCESS = "adapter.access"
 _ATOMIC = select.PIPE_BUF  # what a pipe takes whole, so that lines of several processes do not mix
+_FLUSH_S = 0.005
 _MOST_WAITING = 8 << 20  # bytes for a reader that does not keep up
 _LONGEST_END_S = 5.0
 
@@ -130,7 +131,7 @@ def _whole(text: str) -> str:
 class AccessLog:
     """A line for each request, on the event loop; `logging` would take longer than the rest of a small request.
 
-    The lines of one turn of the event loop are written together. A reader of stderr that does not keep up never makes
+    The lines of five milliseconds are written together. A reader of stderr that does not keep up never makes
     the loop wait: a thread waits for it then, and lines are dropped, and counted, only when 8 MB of them are waiting.
     Silent while the level of the logger `adapter.access` is above INFO.
     """
@@ -260,12 +261,12 @@ class _Writer:
         self._thread: threading.Thread | None = None
 
     def put(self, line: bytes) -> None:
-        """Write a line with the others of this turn of the event loop."""
+        """Write a line, with others that come within a few milliseconds."""
         lines = self._lines
-        loop = asyncio.get_running_loop()
-        if not lines or loop is not self._loop:  # a loop that was closed before its turn came writes nothing
-            self._loop = loop
-            loop.call_soon(self.flush)
+        # a loop that was closed before its time came writes nothing
+        if not lines or self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_later(_FLUSH_S, self.flush)
         lines.append(line)
 
     def flush(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import queue
 import threading
@@ -19,7 +20,9 @@ class _Job:
         "arguments",
         "begun",
         "context",
+        "done",
         "error",
+        "finished",
         "function",
         "future",
         "held",
@@ -33,21 +36,24 @@ class _Job:
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
         keywords: dict[str, Any],
+        done: Mailbox[_Job],
     ) -> None:
         self.future = future
         self.function = function
         self.arguments = arguments
         self.keywords = keywords
+        self.done = done
         self.context = contextvars.copy_context()
         self.begun = False  # the thread sets it, and then looks at `abandoned`; the loop does the reverse
         self.abandoned = False
         self.held = False  # begun and abandoned: it holds its thread for nobody
+        self.finished = False
         self.result: Any = None
         self.error: BaseException | None = None
 
 
 class Threads:
-    """Runs functions for one event loop on a fixed number of threads, which start when they are first needed.
+    """Runs functions for event loops on a fixed number of threads, which start when they are first needed.
 
     A function whose caller has given up (its time is over) goes on to hold its thread, since Python cannot end it;
     while all threads are held like that, a call is refused with ServiceUnavailable instead of being put behind them.
@@ -60,7 +66,7 @@ class Threads:
         self._started = 0
         self._unfinished = 0
         self._held = 0
-        self._done: Mailbox[_Job] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def exhausted(self) -> bool:
@@ -74,27 +80,27 @@ class Threads:
                 f"All {self.count} threads of this worker are held by requests whose time is over; try again."
             )
         loop = asyncio.get_running_loop()
-        if self._done is None:
-            self._done = Mailbox(loop, self._finish)
-        job = _Job(loop.create_future(), function, arguments, keywords)
+        if loop is not self._loop:
+            self._loop, self._done = loop, Mailbox(loop, self._finish)
+        job = _Job(loop.create_future(), function, arguments, keywords, self._done)
         self._unfinished += 1
         if self._unfinished > self._started < self.count:
             self._started += 1
-            name = f"api-{self._started}"
-            threading.Thread(target=_work, args=(self._jobs, self._done), name=name, daemon=True).start()
+            threading.Thread(target=_work, args=(self._jobs,), name=f"api-{self._started}", daemon=True).start()
         self._jobs.put(job)
         try:
             return await job.future
         except asyncio.CancelledError:
             job.abandoned = True
-            job.held = job.begun
+            job.held = job.begun and not job.finished
             self._held += job.held
             raise
 
     def _finish(self, job: _Job) -> None:
         self._unfinished -= 1
         self._held -= job.held
-        if job.abandoned:
+        job.finished = True
+        if job.future.cancelled():
             return
         if job.error is None:
             job.future.set_result(job.result)
@@ -112,7 +118,7 @@ class Threads:
         self._started = 0
 
 
-def _work(jobs: queue.SimpleQueue[_Job | None], done: Mailbox[_Job]) -> None:
+def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
     while True:
         job = jobs.get()
         if job is None:
@@ -123,8 +129,6 @@ def _work(jobs: queue.SimpleQueue[_Job | None], done: Mailbox[_Job]) -> None:
                 job.result = job.context.run(job.function, *job.arguments, **job.keywords)
             except BaseException as error:  # noqa: BLE001  # the edge to user code, which may raise SystemExit
                 job.error = error
-        try:
-            done.put(job)
-        except RuntimeError:  # the loop is closed: nobody waits
-            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            job.done.put(job)
         del job  # its arguments and result are not kept until the next one comes

@@ -131,9 +131,9 @@ class TritonClient:
         except asyncio.TimeoutError:
             raise RpcError(Code.DEADLINE_EXCEEDED, f"no answer within {_PROBE_S:g} s") from None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the connection; calls under way fail."""
-        self._channel.close()
+        await self._channel.close()
 
 
 class CallMetrics(Protocol):

@@ -32,7 +32,7 @@ _DEFAULT_FRAME, _LARGEST_FRAME = 16_384, 2**24 - 1
 _LAST_STREAM = 2**31 - 1
 _WINDOW_STEP = 1 << 24  # bytes after which the server is told that they were read
 _LONGEST_FRAME = 1 << 20  # but for data
-_CONNECT_S = 5.0
+_CONNECT_S, _CLOSE_S = 5.0, 1.0
 _HEADER = struct.Struct(">HBBBI")  # the length of a frame has three bytes: two and one
 _SETTING = struct.Struct(">HI")
 _OURS = b"".join(
@@ -111,11 +111,12 @@ class Channel:
             connection = await self._connected()
         return await connection.call(path, message, limit_s, metadata)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the connection; calls under way fail."""
         self._closed = True
         if self._connection is not None:
             self._connection.end()
+            await asyncio.wait([self._connection.lost], timeout=_CLOSE_S)
 
     async def _connected(self) -> _Connection:
         if self._closed:
@@ -169,6 +170,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, authority: str, scheme: str) -> None:
         loop = asyncio.get_running_loop()
         self.greeted: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
         self.usable = True
         self._loop = loop
         self._authority = authority
@@ -281,6 +283,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(f"the connection to {self._authority} was lost" + (f": {error}" if error else ""))
+        self.lost.set_result(None)
 
     def end(self) -> None:
         self._fail(f"the connection to {self._authority} was closed")

@@ -118,6 +118,19 @@ def test_cors_lets_the_named_origin_in_and_no_other(served: Served) -> None:
     assert answer.headers["access-control-allow-origin"] == "https://example.org"
 
 
+def test_page_of_the_named_origin_may_read_what_was_refused(served: Served) -> None:
+    page = {"origin": "https://example.org"}
+    with served.client as client:
+        refused = [
+            client.post("/echo", content=b"1" * 1001, headers=page),
+            client.post("/wait", json=1.5, headers=page),
+            client.post("/mounted/fails", headers=page),
+        ]
+    assert [answer.status_code for answer in refused] == [413, 504, 500]
+    for answer in refused:
+        assert answer.headers.get_list("access-control-allow-origin") == ["https://example.org"]
+
+
 def test_failing_mounted_application_is_a_500_with_a_sentence_and_hurts_nobody_else(served: Served) -> None:
     failed = served.post("/mounted/fails")
     assert failed.status_code == 500

@@ -65,7 +65,7 @@ def transports(
     yield {"local": local, "triton": remote}
     for transport in local.values():
         transport.close()
-    loop.call_soon_threadsafe(client.close)
+    asyncio.run_coroutine_threadsafe(client.close(), loop).result()
 
 
 @pytest.fixture(params=["local", "triton"])

@@ -323,6 +323,7 @@ def test_body_is_read_or_refused_whatever_it_is(body: bytes) -> None:
     [
         ({"pydantic_model": Features(sepal_length=1)}, "pydantic_model is the class Features, not an instance of it"),
         ({"pydantic_model": 3}, "is no type that pydantic 2 can check"),
+        ({"pydantic_model": {"type": "object"}}, "is no type that pydantic 2 can check"),
         ({"pydantic_model": Unknown}, "is no type that pydantic 2 can check"),
         ({"json_encoder": Spaced()}, r"json_encoder is a subclass of json\.JSONEncoder, not <"),
         ({"json_encoder": dict}, r"json_encoder is a subclass of json\.JSONEncoder"),

@@ -382,6 +382,23 @@ def test_shape_is_refused_only_when_it_is_enforced() -> None:
         read(PandasSeries(shape=(2,), enforce_shape=True), "[1, 2, 3]")
 
 
+@pytest.mark.parametrize(
+    ("descriptor", "example"),
+    [
+        (PandasDataFrame(shape=(-1, 4)), '[{"a":1,"b":1,"c":1,"d":1}]'),
+        (PandasDataFrame("values", shape=(2, 3)), "[[1,1,1],[1,1,1]]"),
+        (PandasDataFrame(columns=["x"], shape=(2, 1)), '[{"x":1},{"x":1}]'),
+        (PandasDataFrame("split", shape=(0, 2)), '{"columns":["a","b"],"index":[],"data":[]}'),
+        (PandasDataFrame(shape=(-1, 10**12)), ""),
+        (PandasDataFrame(shape=(10**12, -1)), ""),
+        (PandasSeries(shape=(3,)), "[1,1,1]"),
+        (PandasSeries(shape=(10**12,)), ""),
+    ],
+)
+def test_body_that_an_error_advises_has_the_shape_that_is_wanted(descriptor: Any, example: str) -> None:
+    assert descriptor.placeholder == example
+
+
 # ---- out ------------------------------------------------------------------------------------------------------------
 
 MIXED = pd.DataFrame(

@@ -49,14 +49,19 @@ def test_function_sees_the_context_variables_of_its_caller() -> None:
 
 
 def test_no_more_threads_than_asked_for_and_none_before_they_are_needed() -> None:
-    async def main(threads: Threads) -> tuple[int, int]:
-        before = threading.active_count()
-        await threads.run(int)
-        after_one = threading.active_count() - before
-        await asyncio.gather(*(threads.run(threading.Event().wait, 0.01) for _ in range(20)))
-        return after_one, threading.active_count() - before
+    names: set[str] = set()
 
-    assert run(main, count=3) == (1, 3)
+    def work() -> None:
+        names.add(threading.current_thread().name)
+        threading.Event().wait(0.01)
+
+    async def main(threads: Threads) -> None:
+        await threads.run(work)
+        assert len(names) == 1
+        await asyncio.gather(*(threads.run(work) for _ in range(20)))
+        assert len(names) == 3
+
+    run(main, count=3)
 
 
 def test_stop_iteration_is_an_error_of_the_function_and_no_hang() -> None:
@@ -95,6 +100,7 @@ def test_function_given_up_before_it_began_is_never_called() -> None:
         second = asyncio.create_task(threads.run(called.append, 1))
         await asyncio.sleep(0.01)
         second.cancel()
+        await asyncio.wait([second])
         held.set()
         assert await first
         await threads.run(int)
@@ -102,6 +108,27 @@ def test_function_given_up_before_it_began_is_never_called() -> None:
 
     run(main, count=1)
     assert called == []
+
+
+def test_giving_up_at_the_moment_of_the_result_leaves_no_thread_held() -> None:
+    async def main(threads: Threads) -> None:
+        for turns in range(300):
+            task = asyncio.create_task(threads.run(int))
+            for _ in range(turns % 40):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        await asyncio.gather(*(threads.run(int) for _ in range(4)))
+        assert threads._held == threads._unfinished == 0
+
+    run(main)
+
+
+def test_threads_serve_one_loop_after_another() -> None:
+    threads = Threads(2)
+    for n in range(3):
+        assert asyncio.run(threads.run(str, n)) == str(n)
+    threads.stop()
 
 
 def test_arguments_and_results_are_not_kept_when_the_call_is_over() -> None:

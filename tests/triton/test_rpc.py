@@ -93,7 +93,7 @@ def with_server(test: Callable[[Channel, Server], Awaitable[None]], *options: tu
             try:
                 await asyncio.wait_for(test(channel, server), 30)
             finally:
-                channel.close()
+                await channel.close()
 
     asyncio.run(main())
 
@@ -221,7 +221,7 @@ def test_nobody_there_is_unavailable_and_a_server_that_comes_later_is_found() ->
             await asyncio.sleep(0.05)
             with pytest.raises(RpcError):
                 await channel.call(ECHO, [b"x"])
-        channel.close()
+        await channel.close()
 
     asyncio.run(main())
 
@@ -237,7 +237,7 @@ def test_server_that_shuts_down_ends_what_is_under_way_and_no_caller_hangs() -> 
             await made.stop(0.1)
             found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
             assert all(isinstance(each, RpcError) for each in found)
-            channel.close()
+            await channel.close()
 
     asyncio.run(main())
 
@@ -246,7 +246,7 @@ def test_closed_channel_refuses_calls() -> None:
     async def test(channel: Channel, server: Server) -> None:
         call = asyncio.create_task(channel.call("/test.Service/Wait", []))
         await server.reached.wait()
-        channel.close()
+        await channel.close()
         with pytest.raises(RpcError, match="was closed"):
             await call
         with pytest.raises(RpcError, match="was closed"):
@@ -299,7 +299,7 @@ async def call_of_a_peer_that_says(said: bytes) -> Any:
     except RpcError as error:
         return error
     finally:
-        channel.close()
+        await channel.close()
         await served.wait()
         server.close()
         await server.wait_closed()
