@@ -28,7 +28,11 @@ class Mailbox(Generic[T]):
         self._items.append(item)
         if not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._empty)
+            try:
+                self._loop.call_soon_threadsafe(self._empty)
+            except RuntimeError:
+                self._woken = False  # so that the next one learns of it, too
+                raise
 
     def _empty(self) -> None:
         self._woken = False  # before the items are taken: one that comes now finds it so, and wakes the loop again

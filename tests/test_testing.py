@@ -34,7 +34,12 @@ def service(asked: list[str] | None = None) -> adapter.Service:
     def fail(name: str) -> None:
         if asked is not None:
             asked.append(name)
-        raise {"mine": NotFound("There is no such thing."), "busy": ServiceUnavailable("Busy."), "bare": NotFound}[name]
+        errors: dict[str, Any] = {
+            "mine": NotFound("There is no such thing."),
+            "busy": ServiceUnavailable("Busy."),
+            "bare": NotFound,
+        }
+        raise errors[name]
 
     @svc.api(input=JSON(), output=Text())
     def count(n: int) -> Iterator[str]:

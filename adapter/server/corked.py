@@ -1,4 +1,4 @@
-"""Uvicorn's HTTP protocol with one write to the socket where it would make two."""
+"""Uvicorn's HTTP protocol with one write to the socket where it would make two, and heads of requests bounded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,32 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _MOST_KEPT = 64 << 10
+_LONGEST_HEAD = 64 << 10  # beyond the piece that it began in
 
 
 class CorkedHttpProtocol(HttpToolsProtocol):
-    """Uvicorn writes the head of an answer and then its body, and each write is a system call."""
+    """Uvicorn writes the head of an answer and then its body, and each write is a system call.
+
+    It also keeps the head of a request however long it grows, before anything else can refuse it.
+    """
+
+    _unread: Any = None  # the scope of a head that has not come whole
+    _head = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, _Corked(transport, self.loop)))
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        scope: Any = self.scope  # None before the first request
+        if scope is None or "method" in scope:  # which it has when its head is whole
+            return
+        if scope is not self._unread:
+            self._unread, self._head = scope, 0
+            return
+        self._head += len(data)
+        if self._head > _LONGEST_HEAD and not self.transport.is_closing():
+            self.send_400_response(f"The head of a request has at most {_LONGEST_HEAD} bytes.")
 
 
 class _Corked:
@@ -37,6 +56,8 @@ class _Corked:
 
     def _flush(self) -> None:
         kept, self._kept, self._size = self._kept, [], 0
+        if self.is_closing():  # the client went away in the meantime
+            return
         if len(kept) == 1:
             self._transport.write(kept[0])
         elif kept:

@@ -247,7 +247,8 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.stop_timer()  # a stream may last
+            self.stop_timer()  # a stream may last, and so may the calls that it makes of runners
+            deadline.set(None)
             self.status = message["status"]
             self.headers = headers = [*message.get("headers", ()), *self.shown]
             message["headers"] = headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import inspect
 import logging
@@ -60,7 +61,9 @@ class Endpoint:
             response = await self._answer(request, context)
         except ClientDisconnect:  # in the middle of its body: nobody is left to be answered
             return
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge: whatever user code raises is answered
+        except asyncio.CancelledError:  # its time is over
+            raise
+        except BaseException as error:  # noqa: BLE001  # the edge: whatever user code raises is answered
             response = error_response(error, self.api.name)
         await response(request.scope, request.receive, send)
 

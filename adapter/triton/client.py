@@ -226,7 +226,10 @@ class TritonTransport:
             if len(waits) == _PIECES_IN_FLIGHT:
                 results.append(waits.popleft()())
             waits.append(call.for_thread())
-            self._arrivals.put((route.lane, call))
+            try:
+                self._arrivals.put((route.lane, call))
+            except RuntimeError:
+                raise ServiceUnavailable(f"{route.entry.name} cannot be called: this server has stopped.") from None
         results.extend(wait() for wait in waits)
         return route.result(results)
 

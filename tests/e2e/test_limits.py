@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import select
 import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -146,3 +148,38 @@ def test_odd_content_length_never_is_a_500(served: Served, length: str) -> None:
         connection.shutdown(socket.SHUT_WR)
         status = connection.recv(1000).split(b"\r\n")[0]
     assert status.split(b" ")[1] in (b"400", b"413")
+
+
+def test_head_without_end_is_refused_and_one_in_pieces_is_not(served: Served) -> None:
+    url = httpx.URL(served.url)
+    with socket.create_connection((url.host, url.port or 0), timeout=10) as client:
+        for piece in (
+            b"GET /livez HTTP/1.1\r\nho",
+            b"st: x\r\nx-mine: ",
+            b"1\r\n",
+            b"\r\nGET /l",
+            b"ivez HTTP/1.1\r\n\r\n",
+        ):
+            client.sendall(piece)
+            time.sleep(0.01)
+        answers = b""
+        while answers.count(b"200 OK") < 2:
+            answers += client.recv(10_000)
+        client.sendall(b"POST /echo HTTP/1.1\r\nx-mine: ")
+        sent = 0
+        while not select.select([client], [], [], 0.005)[0]:
+            sent += client.send(b"x" * 4096)
+            assert sent < 1_000_000
+        assert client.recv(10_000).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert sent > 60_000
+
+
+def test_client_that_goes_away_at_once_leaves_no_error_behind(served: Served) -> None:
+    url = httpx.URL(served.url)
+    body = b'"' + b"x" * 900 + b'"'
+    for _ in range(200):
+        with socket.create_connection((url.host, url.port or 0), timeout=10) as client:
+            client.sendall(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets it
+    assert served.post("/echo", json=1).status_code == 200
+    assert "Exception in callback" not in served.log

@@ -1,0 +1,50 @@
+"""What passes the edge, in this process and over real HTTP."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import adapter
+from adapter.io import JSON, Text
+from adapter.testing import TestClient
+from adapter.triton.client import deadline
+
+
+class Panic(BaseException):
+    """As extensions written in Rust raise it."""
+
+
+svc = adapter.Service("edge")
+
+
+@svc.api(input=JSON(), output=JSON())
+def panic(name: str) -> Any:
+    raise {"panic": Panic, "interrupt": KeyboardInterrupt}[name]("of the user's own")
+
+
+@svc.api(input=JSON(), output=Text())
+async def limits(count: int) -> Any:
+    async def chunks() -> AsyncIterator[str]:
+        for _ in range(count):
+            yield f"{deadline.get() is not None} "
+
+    return chunks()
+
+
+@pytest.mark.parametrize("name", ["panic", "interrupt"])
+def test_error_that_is_no_exception_is_answered_as_any_other(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(svc) as client, caplog.at_level(logging.ERROR):
+        failed = client.post("/panic", json=name)
+    assert failed.status_code == 500
+    assert failed.json()["error"].startswith("The code of this service failed on the request")
+    assert "of the user's own" in caplog.text
+
+
+def test_calls_that_a_stream_makes_have_no_time_limit_once_it_has_begun() -> None:
+    with TestClient(svc) as client:
+        assert client.post("/limits", json=3).text == "True False False "
