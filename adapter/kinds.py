@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 SYSTEM = "system"  # a resource: all that the machine has
 
@@ -147,6 +148,15 @@ def _gpus(value: Any) -> float | tuple[int, ...] | str:
     return found
 
 
+def _address(value: Any) -> str:
+    try:
+        parts = urlsplit("//" + _string(value).removeprefix("grpc://"))
+        _demand(bool(parts.hostname) and bool(parts.port))
+    except ValueError as error:  # the port is no number
+        raise WrongKind from error
+    return str(value)
+
+
 def _texts(value: Any) -> Mapping[str, str]:
     _demand(isinstance(value, Mapping))
     return {_string(key): _string(item) for key, item in value.items()}
@@ -166,6 +176,7 @@ PATH = Kind("a path", _path)
 SECONDS = Kind(f"a number of seconds above 0 and up to {_LONGEST_S:,.0f}", _seconds)
 PREFIX = Kind("the beginning of a metric's name: letters, digits, '_' and ':'", _prefix)
 PATTERN = Kind("a regular expression", _pattern)
+ADDRESS = Kind("the address of a gRPC server, such as grpc://host:8001", _address)
 BUCKETS = Kind("a list of ascending numbers", _ascending)
 CPU = Kind("a number above 0, thousandths such as '500m', or 'system' for all that the machine has", _cpu)
 GPUS = Kind("a number from 0 on, a list of the indices of GPUs, or 'system' for all that the machine has", _gpus)

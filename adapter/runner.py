@@ -203,6 +203,8 @@ class Runner:
                     f"{runnable_class.__name__} serves a method {method!r}, but every runner has a {method!r} of its "
                     "own: give the method another name."
                 )
+            if method not in ("run", "__call__"):
+                vars(self)[method] = self._methods[method]
         options = {
             "strategy": strategy,
             "scheduling_strategy": scheduling_strategy,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from adapter.kinds import (
+    ADDRESS,
     BOOL,
     BUCKETS,
     CPU,
@@ -246,7 +247,7 @@ class Triton:
     Without `url` an engine runs here, on `repository` (None: a temporary folder).
     """
 
-    url: str | None = _is(optional(STRING, "an engine of its own"), None)
+    url: str | None = _is(optional(ADDRESS, "an engine of its own"), None)
     manifest: Path | None = field(default=None, metadata=_A_PATH)
     metrics_url: str | None = _is(optional(STRING), None)
     repository: Path | None = field(default=None, metadata=_A_PATH)

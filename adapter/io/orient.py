@@ -267,7 +267,8 @@ _FRAMES = {"records": _records, "split": _split, "columns": _columns, "index": _
 def write_frame(frame: pd.DataFrame, orient: str) -> bytes:
     """A frame as JSON, or InternalServerError; missing values, NaN and the infinities are null, as pandas has them."""
     if orient == "table":
-        return _written_table(frame)
+        # pandas names a column 0 in the schema and "0" in the data, and cannot read that again
+        return _written_table(frame.set_axis(_keys(frame.columns, "columns"), axis=1))
     if orient in ("split", "values"):
         data = _rows(frame)
         return _json(

@@ -95,9 +95,7 @@ class TritonRunners(LocalRunners):
         for runner in service.runners:
             if not runner.spec.embedded:
                 entries = self._manifest.entries(service.name, runner.name)
-                self._expected |= await connect(
-                    self._client, runner, entries, metrics=self._metrics, tracer=self._tracer
-                )
+                self._expected |= connect(self._client, runner, entries, metrics=self._metrics, tracer=self._tracer)
                 self._started.append(runner)
         await self._run_here(runner for runner in service.runners if runner.spec.embedded)
 

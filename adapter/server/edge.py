@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapter.exceptions import BodyTooLarge, DeadlineExceeded, TooManyRequests
+from adapter.exceptions import BodyTooLarge, DeadlineExceeded, RemoteException, TooManyRequests, sentence
 from adapter.io.base import accept
 from adapter.server.endpoint import Endpoint, error_response
 from adapter.server.health import Health
@@ -178,8 +178,10 @@ class Edge:
         exchange.start_timer(loop, task, limit)
         try:
             await self._app(scope, receive, exchange.send)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if not exchange.late:
+                if hasattr(task, "cancelling") and not task.cancelling():  # raised by the code of the service itself
+                    raise RemoteException(sentence(error)) from error
                 raise
             if hasattr(task, "uncancel"):  # since Python 3.11
                 task.uncancel()

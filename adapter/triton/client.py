@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
@@ -60,7 +60,8 @@ class TritonClient:
         """Connect to `host:port` or `grpc://host:port`; ConfigException where `url` is neither."""
         self.url = url
         self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
-        self._dead: dict[str, str] = {}
+        self._dead: dict[str, tuple[int, str]] = {}  # with the number of the connection that said so
+        self.lanes: dict[str, list[Lane]] = collections.defaultdict(list)
         try:
             self._channel = Channel(url.removeprefix("grpc://"))
         except ValueError as error:
@@ -84,31 +85,32 @@ class TritonClient:
             answer = await self._channel.call(f"{_SERVICE}ModelInfer", message, limit_s=limit_s, metadata=metadata)
         except RpcError as error:
             if _NOT_HEALTHY in error.details:
-                self._dead[request.model_name] = f"The process of Triton that serves {request.model_name} died."
+                text = f"The process of Triton that serves {request.model_name} died."
+                self._dead[request.model_name] = self._channel.connections, text
             if error.code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED) and _OWN_ERROR.search(error.details) is None:
                 raise asyncio.TimeoutError from None
             raise translated(error, request.model_name) from None
         self._dead.pop(request.model_name, None)
         return pb.ModelInferResponse.FromString(answer)
 
-    async def instances(self, entry: str) -> int:
-        """How many instances of an entry Triton runs; 1 where it cannot be asked."""
-        try:
-            config = await self._config(entry)
-        except RpcError:
-            return 1
-        return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group) or 1
-
     async def not_ready(self, expected: Mapping[str, str]) -> str:
-        """Why the entries (name -> interface fingerprint) cannot all be called now; "" when they can."""
+        """Why the entries (name -> interface fingerprint) cannot all be called now; "" when they can.
+
+        From what Triton says of them it also learns how many requests keep all instances of each busy.
+        """
         for entry, interface in expected.items():
-            if entry in self._dead:  # Triton 2.51 goes on calling it ready
-                return self._dead[entry]
             try:
                 ready = await self._ask("ModelReady", pb.ModelReadyRequest(name=entry))
+                if entry in self._dead:  # Triton 2.51 goes on calling it ready
+                    connection, text = self._dead[entry]
+                    if connection == self._channel.connections:
+                        return text
+                    del self._dead[entry]  # this is another Triton, or the same one started again
                 if not pb.ModelReadyResponse.FromString(ready).ready:
                     return f"The entry {entry} is not ready in the Triton at {self.url}."
                 config = await self._config(entry)
+                for lane in self.lanes[entry]:
+                    lane.instances = _instances(config)
             except RpcError as error:
                 return f"The entry {entry} cannot be asked for at {self.url}: {error.details}."
             found = config.parameters[INTERFACE].string_value
@@ -198,17 +200,14 @@ class TritonTransport:
             )
             for method, name in entries.items()
         }
+        for route in self._routes.values():
+            client.lanes[route.entry.name].append(route.lane)
         self._arrivals: Mailbox[tuple[Lane, Call]] = Mailbox(client.loop, _submit)
 
     @property
     def interfaces(self) -> dict[str, str]:
         """The interface fingerprint that this front expects of each entry."""
         return {entry.name: entry.interface for entry in self._entries.values()}
-
-    async def learn_instances(self) -> None:
-        """Let as many requests be under way as keep all instances of each entry busy."""
-        for route in self._routes.values():
-            route.lane.instances = await self._client.instances(route.entry.name)
 
     def run(self, method: MethodSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         refuse_event_loop(method)
@@ -250,19 +249,19 @@ class TritonTransport:
     ) -> Any:
         route = self._routes[method.name]
         lane, loop = route.lane, self._client.loop
-        waiting: collections.deque[tuple[Call, asyncio.Future[Any]]] = collections.deque()
+        calls = route.calls(args, kwargs)
+        waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         results = []
         try:
-            for call in route.calls(args, kwargs):
+            for call in calls:
                 call.link = link
                 if len(waiting) == _PIECES_IN_FLIGHT:
                     results.append(await waiting[0][1])
-                    waiting.popleft()
+                    del waiting[0]
                 waiting.append((call, call.for_task(loop)))
                 lane.submit(call)
-            while waiting:
-                results.append(await waiting[0][1])
-                waiting.popleft()
+            for _, future in waiting:
+                results.append(await future)
         except BaseException:
             for call, _ in waiting:
                 lane.abandon(call)
@@ -324,16 +323,7 @@ class _Route:
         expires, limited = math.inf if until is None else until, False
         if self._limit_s is not None and (limit := time.monotonic() + self._limit_s) < expires:
             expires, limited = limit, True
-        return Call(
-            key,
-            body,
-            size=size,
-            weight=weight,
-            identity=request_id.get(),
-            expires=expires,
-            limited=limited,
-            alone=alone or not self._batchable,
-        )
+        return Call(key, body, size, weight, request_id.get(), expires, limited, alone or not self._batchable)
 
     async def _infer(
         self, request: pb.ModelInferRequest, tensors: Sequence[Sequence[bytes]], calls: Sequence[Call], limit_s: float
@@ -351,12 +341,8 @@ class _Route:
         return request
 
 
-class _Tensors(NamedTuple):
-    """The arguments of a call: what is no tensor as JSON, the shapes of the tensors without the batch, their bytes."""
-
-    extra: str
-    shapes: tuple[tuple[int, ...], ...]
-    data: list[bytes]
+# what is no tensor as JSON, and the shapes of the tensors without the batch
+_Key = tuple[str, tuple[tuple[int, ...], ...]]
 
 
 class _TypedRoute(_Route):
@@ -376,21 +362,19 @@ class _TypedRoute(_Route):
         # bytes at once, and not when the request is made: the caller may change an array in the meantime
         data = [array.tobytes() for array in arrays]
         first = 1 if self._batchable else 0
-        shapes = tuple([array.shape[first:] for array in arrays])
-        size = arrays[0].shape[0] if self._batchable else 1
-        weight = sum(map(len, data))
-        return self._call((extra, shapes), _Tensors(extra, shapes, data), size, weight)
+        key = (extra, tuple([array.shape[first:] for array in arrays]))
+        return self._call(key, data, arrays[0].shape[0] if first else 1, sum(map(len, data)))
 
     async def _send(self, calls: Sequence[Call], limit_s: float) -> Sequence[Any]:
         request = self._request(calls)
-        first: _Tensors = calls[0].body
-        if first.extra:
-            request.parameters["arguments"].string_param = first.extra
+        extra, shapes = cast(_Key, calls[0].key)
+        if extra:
+            request.parameters["arguments"].string_param = extra
         sizes = [call.size for call in calls]
-        for spec, shape in zip(self.method.inputs, first.shapes, strict=True):
+        for spec, shape in zip(self.method.inputs, shapes, strict=True):
             whole = (sum(sizes), *shape) if self._batchable else shape
             request.inputs.add(name=spec.name, datatype=spec.triton, shape=whole)
-        tensors = list(zip(*(call.body.data for call in calls), strict=True))
+        tensors = list(zip(*(call.body for call in calls), strict=True))
         response = await self._infer(request, tensors, calls, limit_s)
         outputs = [_array(response, spec.name) for spec in self.method.outputs]
         if len(calls) == 1:
@@ -433,6 +417,10 @@ class _BlobRoute(_Route):
 
     def result(self, results: Sequence[Any]) -> Any:
         return self.method.rebuild_result(payload.decode(results[0]))
+
+
+def _instances(config: Any) -> int:
+    return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group) or 1
 
 
 def _varint(value: int) -> bytes:
@@ -481,7 +469,7 @@ def _raised(status: int, name: str, message: str) -> AdapterError:
     return error
 
 
-async def connect(
+def connect(
     client: TritonClient,
     runner: Runner,
     entries: Mapping[str, str],
@@ -492,5 +480,4 @@ async def connect(
     """Send the calls of a runner to the entries of its methods; the interfaces that those must have."""
     transport = TritonTransport(client, runner.spec, entries, metrics=metrics, tracer=tracer)
     runner.connect(transport)
-    await transport.learn_instances()
     return transport.interfaces

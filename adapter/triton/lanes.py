@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
-from adapter.exceptions import AdapterError, DeadlineExceeded, ServiceUnavailable
+from adapter.exceptions import AdapterError, DeadlineExceeded, InternalServerError, ServiceUnavailable
 
 MAX_WAITING_CALLS = 10_000
 MAX_WAITING_BYTES = 256 << 20
@@ -27,30 +27,20 @@ class Call:
     before the caller's time is.
     """
 
-    __slots__ = (
-        "_future",
-        "_lock",
-        "alone",
-        "begun",
-        "body",
-        "error",
-        "expires",
-        "identity",
-        "key",
-        "limited",
-        "link",
-        "number",
-        "pack",
-        "result",
-        "size",
-        "weight",
-    )
+    # defaults of the class: what most calls never change costs them nothing
+    link: Any = None  # its span, where calls are traced
+    number = 0
+    begun = 0.0
+    pack: _Pack | None = None
+    result: Any = None
+    error: BaseException | None = None
+    _future: asyncio.Future[Any] | None = None
+    _lock: threading.Lock | None = None
 
     def __init__(
         self,
         key: Hashable,
         body: Any,
-        *,
         size: int,
         weight: int,
         identity: str = "",
@@ -66,14 +56,6 @@ class Call:
         self.expires = expires
         self.limited = limited
         self.alone = alone  # it never shares a request, or not again after one that it shared has failed
-        self.link: Any = None  # its span, where calls are traced
-        self.number = 0
-        self.begun = 0.0
-        self.pack: _Pack | None = None
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self._future: asyncio.Future[Any] | None = None
-        self._lock: threading.Lock | None = None
 
     @property
     def awaited(self) -> bool:
@@ -197,10 +179,11 @@ class Lane:
         if self._observer is not None:
             call.begun = time.perf_counter()
             self._observer.begun()
-        self._put(call)
+        self._queue_of(call).append(call)
         if call.expires < self._alarm_at:
             self._set_alarm(call.expires)
-        self._depart_soon()
+        if not self._departing:
+            self._depart_soon()
 
     def abandon(self, call: Call) -> None:
         """Nobody waits for a call any more; a request that carries nothing else is cancelled."""
@@ -232,16 +215,14 @@ class Lane:
 
     # ---- waiting --------------------------------------------------------------------------------------------------
 
-    def _put(self, call: Call, *, first: bool = False) -> None:
+    def _queue_of(self, call: Call) -> collections.deque[Call]:
+        """The queue that a call is put into."""
         queue = self._queues.get(call.key)
         if queue is None:
             queue = self._queues[call.key] = collections.deque()
-        if first:
-            queue.appendleft(call)
-        else:
-            queue.append(call)
         self._waiting += 1
         self._bytes += call.weight
+        return queue
 
     def _take(self) -> list[Call]:
         """The calls of the next request: the one that came first, and those that may share its request."""
@@ -301,6 +282,8 @@ class Lane:
             error: BaseException | None = ServiceUnavailable(f"The call of {self._name} was cancelled.")
         else:
             error = task.exception()
+        if error is None and len(task.result()) != len(calls):
+            error = InternalServerError(f"{self._name} answered {len(task.result())} of {len(calls)} calls.")
         if error is None:
             for call, result in zip(calls, task.result(), strict=True):
                 if isinstance(result, AdapterError):
@@ -320,7 +303,7 @@ class Lane:
             self._observer.retried(len(awaited))
         for call in reversed(awaited):
             call.alone, call.pack = True, None
-            self._put(call, first=True)
+            self._queue_of(call).appendleft(call)
 
     # ---- time -----------------------------------------------------------------------------------------------------
 

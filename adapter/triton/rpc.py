@@ -11,6 +11,7 @@ import asyncio
 import collections
 import enum
 import math
+import socket
 import ssl as tls
 import struct
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _LAST_STREAM = 2**31 - 1
 _WINDOW_STEP = 1 << 24  # bytes after which the server is told that they were read
 _LONGEST_FRAME = 1 << 20  # but for data
 _CONNECT_S, _CLOSE_S = 5.0, 1.0
+_UNHEARD_MS = 20_000  # what was sent has not come: the machine is gone, and nothing says so
 _HEADER = struct.Struct(">HBBBI")  # the length of a frame has three bytes: two and one
 _SETTING = struct.Struct(">HI")
 _OURS = b"".join(
@@ -97,6 +99,7 @@ class Channel:
             ssl.set_alpn_protocols(["h2"])
         self._connection: _Connection | None = None
         self._connecting: asyncio.Future[_Connection] | None = None
+        self.connections = 0
         self._closed = False
 
     async def call(
@@ -130,6 +133,7 @@ class Channel:
         self._connecting = None
         if not attempt.cancelled() and attempt.exception() is None:
             self._connection = attempt.result()
+            self.connections += 1
             if self._closed:
                 self._connection.end()
 
@@ -145,7 +149,9 @@ class Channel:
 
     async def _open(self, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._ssl)
+        transport, _ = await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._ssl)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # where it is not, the system gives up after its own time, often 15 min
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_MS)
         await connection.greeted
 
 
@@ -261,11 +267,14 @@ class _Connection(asyncio.Protocol):
     def _forget(self, number: int) -> _Stream | None:
         stream = self._streams.pop(number, None)
         self._blocked.pop(number, None)
-        while self._queue and len(self._streams) < self._most_streams:
-            self._start(self._queue.popleft())
+        self._start_waiting()
         if not self.usable and not self._streams and self._transport is not None:
             self._transport.close()
         return stream
+
+    def _start_waiting(self) -> None:
+        while self._queue and len(self._streams) < self._most_streams:
+            self._start(self._queue.popleft())
 
     def _reset(self, number: int) -> None:
         self._write([_frame(_RST_STREAM, 0, number, _CANCEL.to_bytes(4, "big"))])
@@ -411,6 +420,7 @@ class _Connection(asyncio.Protocol):
         if not self.greeted.done():
             self.greeted.set_result(None)
         self._unblock()
+        self._start_waiting()
 
     def _go_away(self, last: int) -> None:
         """The server ends the connection: it goes on with calls up to `last`, and has not begun with the others."""

@@ -53,7 +53,7 @@ def transports(
         manifest = Manifest.read(repository)
         expected: dict[str, str] = {}
         for runner in wire.svc.runners:
-            expected |= await connect(client, runner, manifest.entries(wire.svc.name, runner.name))
+            expected |= connect(client, runner, manifest.entries(wire.svc.name, runner.name))
         return client, expected
 
     client, expected = asyncio.run_coroutine_threadsafe(open_client(), loop).result()

@@ -96,6 +96,12 @@ def test_missing_values_are_nan() -> None:
     assert frame["a"].dtype == frame["b"].dtype == "float64"
 
 
+def test_table_of_columns_without_names_can_be_read_again() -> None:
+    descriptor = PandasDataFrame("table")
+    sent = send(descriptor, [[1, 2.5], [3, 4.5]]).body
+    assert split(read(descriptor, sent)) == (["0", "1"], [0, 1], [[1, 2.5], [3, 4.5]])
+
+
 def test_table_is_read_with_its_data_types() -> None:
     frame = pd.DataFrame({"n": [1], "t": pd.to_datetime(["2020-01-02"]), "s": ["x"]}, index=pd.Index([7], name="i"))
     back = read(PandasDataFrame("table"), frame.to_json(orient="table"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +28,11 @@ def panic(name: str) -> Any:
     raise {"panic": Panic, "interrupt": KeyboardInterrupt}[name]("of the user's own")
 
 
+@svc.api(input=JSON(), output=JSON())
+async def cancelled(_: Any) -> Any:
+    raise asyncio.CancelledError("of the user's own")
+
+
 @svc.api(input=JSON(), output=Text())
 async def limits(count: int) -> Any:
     async def chunks() -> AsyncIterator[str]:
@@ -42,6 +49,14 @@ def test_error_that_is_no_exception_is_answered_as_any_other(name: str, caplog: 
     assert failed.status_code == 500
     assert failed.json()["error"].startswith("The code of this service failed on the request")
     assert "of the user's own" in caplog.text
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot tell who has cancelled")
+def test_cancellation_that_the_code_itself_raised_is_answered_as_any_other_error() -> None:
+    with TestClient(svc) as client:
+        failed = client.post("/cancelled", json=1)
+    assert failed.status_code == 500
+    assert failed.json()["error"].startswith("The code of this service failed on the request")
 
 
 def test_calls_that_a_stream_makes_have_no_time_limit_once_it_has_begun() -> None:

@@ -183,6 +183,19 @@ def test_error_in_place_of_a_result_is_one_callers_alone() -> None:
     asyncio.run(main())
 
 
+def test_wrong_number_of_answers_leaves_nobody_waiting() -> None:
+    class Short:
+        async def send(self, calls: Sequence[Call], limit_s: float) -> Sequence[Any]:
+            return [1]
+
+    async def main() -> None:
+        lane = lane_to(Short(), retry=False)
+        found = await asyncio.gather(*(result_of(lane, call(n)) for n in range(2)))
+        assert all("answered 1 of 2 calls" in str(each) for each in found)
+
+    asyncio.run(main())
+
+
 class Stuck:
     """Answers nothing until it is cancelled."""
 

@@ -226,6 +226,31 @@ def test_nobody_there_is_unavailable_and_a_server_that_comes_later_is_found() ->
     asyncio.run(main())
 
 
+def test_waiting_calls_leave_when_the_server_takes_more() -> None:
+    async def main() -> None:
+        asked = asyncio.Event()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"\0\0\6\4\0\0\0\0\0" + b"\0\3\0\0\0\0")  # no call at all for now
+            await asyncio.sleep(0.1)
+            writer.write(b"\0\0\6\4\0\0\0\0\0" + b"\0\3\0\0\0\1")
+            await reader.readuntil(ECHO.encode())
+            asked.set()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        channel = Channel(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        call = asyncio.create_task(channel.call(ECHO, [b"x"]))
+        await asyncio.wait_for(asked.wait(), 10)
+        with pytest.raises(RpcError):
+            await call
+        await channel.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(main())
+
+
 def test_server_that_shuts_down_ends_what_is_under_way_and_no_caller_hangs() -> None:
     async def main() -> None:
         server = Server()
