@@ -256,8 +256,9 @@ class Engine:
                 if failed:
                     raise EngineError(_refusal(failed, len(self.entries)))
                 ready = all(states[entry][0] for entry in self.entries)
-                # Twice, since it answers a moment before it finds the metrics port taken, and is slow to end then.
-                if ready and was_ready and not self._lost_its_port():
+                # Twice, since it answers a moment before it finds the metrics port taken, and is slow to end then; it
+                # is also a moment before it listens there.
+                if ready and was_ready and not self._lost_its_port() and self._shows_metrics():
                     self.stubs()
                     return
                 was_ready = ready
@@ -267,6 +268,13 @@ class Engine:
             if time.monotonic() > deadline:
                 raise EngineError(_with_lines(f"Triton was not ready within {timeout_s:g} seconds", self.tail()))
             time.sleep(_POLL_S)
+
+    def _shows_metrics(self) -> bool:
+        try:
+            with socket.create_connection((HOST, self.ports.metrics), timeout=_POLL_S):
+                return True
+        except OSError:
+            return False
 
     def stop(self, timeout_s: float | None = None) -> None:
         """End tritonserver in good order, or by force after `timeout_s`, and remove what it may have left behind.
