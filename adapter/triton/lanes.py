@@ -16,7 +16,8 @@ from adapter.exceptions import AdapterError, DeadlineExceeded, InternalServerErr
 
 MAX_WAITING_CALLS = 10_000
 MAX_WAITING_BYTES = 256 << 20
-ALONE_IN_FLIGHT = 16  # requests of a method whose calls are never packed
+ALONE_IN_FLIGHT = 16  # requests of calls that are never packed
+LARGE = 256 << 10  # bytes of a call that costs so much itself that packing saves nothing
 
 
 class Call:
@@ -55,7 +56,7 @@ class Call:
         self.identity = identity
         self.expires = expires
         self.limited = limited
-        self.alone = alone  # it never shares a request, or not again after one that it shared has failed
+        self.alone = alone or weight > LARGE  # it never shares a request, or not again after one that it shared has failed
 
     @property
     def awaited(self) -> bool:
@@ -133,7 +134,8 @@ class Lane:
     with at most `most` items in all (0: every call goes alone). While an instance is free, a call leaves as soon as the
     event loop has taken in what arrived with it; the one request more waits until it carries as many calls as one that
     is under way, since it could not begin before that has ended, and each request costs more than the calls in it.
-    Waiting calls are bounded in number and bytes; ServiceUnavailable over that.
+    Calls of many bytes go alone, and several at a time. Waiting calls are bounded in number and bytes;
+    ServiceUnavailable over that.
 
     `send` makes one request of some calls within so many seconds: one result for each of them, an AdapterError in its
     place where that call alone failed, or an AdapterError raised where the whole request did (asyncio.TimeoutError
@@ -228,7 +230,7 @@ class Lane:
         """The calls of the next request: the one that came first, and those that may share its request."""
         calls: list[Call] = []
         while self._queues and not calls:
-            key, queue = min(self._queues.items(), key=_came)
+            queue = min(self._queues.values(), key=_came)
             items = 0
             while queue:
                 call = queue[0]
@@ -241,14 +243,14 @@ class Lane:
                 self._waiting -= 1
                 self._bytes -= call.weight
             if not queue:
-                del self._queues[key]
+                del self._queues[call.key]
         return calls
 
     # ---- under way ------------------------------------------------------------------------------------------------
 
     def _may_depart(self) -> bool:
         flying = len(self._packs)
-        if not self._most:
+        if not self._most or min(self._queues.values(), key=_came)[0].alone:
             return flying < max(ALONE_IN_FLIGHT, self.instances + 1)
         if flying == self.instances:
             return self._waiting >= min(len(pack.calls) for pack in self._packs)
@@ -277,6 +279,7 @@ class Lane:
         self._packs.discard(pack)
         if self._observer is not None:
             self._observer.flights(-1)
+        self._depart()  # before the answers are handed out, whose callers keep the loop busy
         calls = pack.calls
         if task.cancelled():  # every caller has gone, or the lane was closed
             error: BaseException | None = ServiceUnavailable(f"The call of {self._name} was cancelled.")
@@ -347,5 +350,5 @@ def _cancel_if_unwanted(pack: _Pack | None) -> None:
         pack.task.cancel()
 
 
-def _came(item: tuple[Hashable, collections.deque[Call]]) -> int:
-    return item[1][0].number
+def _came(queue: collections.deque[Call]) -> int:
+    return queue[0].number

@@ -145,6 +145,46 @@ def test_calls_go_alone_where_nothing_may_be_packed() -> None:
     asyncio.run(main())
 
 
+def test_calls_of_many_bytes_go_alone_and_several_at_a_time() -> None:
+    async def main() -> None:
+        engine = Engine(turns=5)
+        lane = lane_to(engine)
+        calls = [call(n, weight=lanes.LARGE + 1) for n in range(5)]
+        assert await asyncio.gather(*(result_of(lane, each) for each in calls)) == [0, 2, 4, 6, 8]
+        assert engine.requests == [[n] for n in range(5)]
+        assert engine.most_under_way == 5
+
+    asyncio.run(main())
+
+
+def test_next_request_leaves_before_the_answers_of_the_last_are_handed_out() -> None:
+    async def main() -> None:
+        engine = Engine(turns=3)
+        lane = lane_to(engine)
+        told: list[str] = []
+        sent = engine.send
+
+        async def send(calls: Sequence[Call], limit_s: float) -> Sequence[Any]:
+            told.append(f"sent {[c.body for c in calls]}")
+            return await sent(calls, limit_s)
+
+        lane._send = send
+
+        async def one(n: int) -> None:
+            await result_of(lane, call(n))
+            told.append(f"answered {n}")
+
+        await asyncio.gather(one(0), one(1), *(one(n) for n in (2, 3)))
+        first = asyncio.gather(*(one(n) for n in (4, 5, 6)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        last = asyncio.create_task(one(7))  # too few to go beside the three
+        await asyncio.gather(first, last)
+        assert told.index("sent [7]") < told.index("answered 4")
+
+    asyncio.run(main())
+
+
 def test_members_of_a_failed_request_are_sent_once_more_each_by_itself() -> None:
     async def main() -> None:
         engine = Engine()
@@ -365,7 +405,7 @@ def test_every_caller_gets_its_own_result_whatever_the_others_do(seed: int, most
         assert set(kinds) == {"good", "odd", "poison", "gone", "late"}
         while engine.under_way:
             await asyncio.sleep(0)
-        assert engine.most_under_way <= instances + 1
+        assert engine.most_under_way <= lanes.ALONE_IN_FLIGHT  # of those that are sent again alone
         assert 900 < counts.begins == counts.ends <= 1000  # some had gone before they were sent
         assert counts.level == 0
         assert counts.calls <= 1000 + counts.again
