@@ -56,9 +56,8 @@ class Call:
         self.identity = identity
         self.expires = expires
         self.limited = limited
-        self.alone = (
-            alone or weight > LARGE
-        )  # it never shares a request, or not again after one that it shared has failed
+        # it never shares a request, or not again after one that it shared has failed
+        self.alone = alone or weight > LARGE
 
     @property
     def awaited(self) -> bool:
