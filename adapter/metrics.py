@@ -224,7 +224,19 @@ class Gauge(_Metric):
         return _context(_observable(self).time())
 
 
-class Histogram(_Metric):
+class _Observing(_Metric):
+    """What counts values one by one."""
+
+    def observe(self, amount: float) -> None:
+        """Count a value."""
+        _observable(self).observe(amount)
+
+    def time(self) -> contextlib.AbstractContextManager[Any]:
+        """Count the seconds that a `with` block, or a function that this decorates, takes."""
+        return _context(_observable(self).time())
+
+
+class Histogram(_Observing):
     """How values are spread over `buckets`, each with an upper bound, and their sum."""
 
     _kind = "Histogram"
@@ -252,16 +264,8 @@ class Histogram(_Metric):
             buckets=tuple(buckets),
         )
 
-    def observe(self, amount: float) -> None:
-        """Count a value."""
-        _observable(self).observe(amount)
 
-    def time(self) -> contextlib.AbstractContextManager[Any]:
-        """Count the seconds that a `with` block, or a function that this decorates, takes."""
-        return _context(_observable(self).time())
-
-
-class Summary(_Metric):
+class Summary(_Observing):
     """How many values there were, and their sum."""
 
     _kind = "Summary"
@@ -279,14 +283,6 @@ class Summary(_Metric):
         return _define(
             cls, name, documentation, labelnames, registry, namespace=namespace, subsystem=subsystem, unit=unit
         )
-
-    def observe(self, amount: float) -> None:
-        """Count a value."""
-        _observable(self).observe(amount)
-
-    def time(self) -> contextlib.AbstractContextManager[Any]:
-        """Count the seconds that a `with` block, or a function that this decorates, takes."""
-        return _context(_observable(self).time())
 
 
 def generate_latest() -> bytes:

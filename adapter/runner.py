@@ -203,8 +203,7 @@ class Runner:
                     f"{runnable_class.__name__} serves a method {method!r}, but every runner has a {method!r} of its "
                     "own: give the method another name."
                 )
-            if method not in ("run", "__call__"):
-                vars(self)[method] = self._methods[method]
+            vars(self)[method] = self._methods[method]
         options = {
             "strategy": strategy,
             "scheduling_strategy": scheduling_strategy,
@@ -301,10 +300,8 @@ class Runner:
         return f"The runner {self.name!r} has several methods, so say which: {names}."
 
     def __getattr__(self, name: str) -> RunnerMethod:
+        # only for what is missing: the methods are attributes of their own
         methods = self.__dict__.get("_methods", {})
-        if name in methods:
-            found: RunnerMethod = methods[name]
-            return found
         if name in ("run", "async_run") and methods:  # Python asks here when the property of that name has none
             raise AttributeError(self._several(name))
         raise AttributeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import collections
 import contextlib
@@ -279,7 +280,7 @@ def _submit(arrival: tuple[Lane, Call]) -> None:
     lane.submit(call)
 
 
-class _Route:
+class _Route(abc.ABC):
     """The way of one method's calls into requests to its entry, and of the responses back."""
 
     def __init__(
@@ -307,16 +308,17 @@ class _Route:
             observer=None if metrics is None else _Observed(metrics, runner.name, method.name),
         )
 
+    @abc.abstractmethod
     def calls(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[Call]:
         """The calls to send for one call of the method: more than one where it is longer than a batch may be."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def result(self, results: Sequence[Any]) -> Any:
         """What the method returned, of the results of all its calls."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _send(self, calls: Sequence[Call], limit_s: float) -> Sequence[Any]:
-        raise NotImplementedError
+        """Make one request of some calls, as `Lane` wants it."""
 
     def _call(self, key: Hashable, body: Any, size: int, weight: int, *, alone: bool = False) -> Call:
         until = deadline.get()

@@ -185,8 +185,7 @@ class Lane:
         self._queue_of(call).append(call)
         if call.expires < self._alarm_at:
             self._set_alarm(call.expires)
-        if not self._departing:
-            self._depart_soon()
+        self._depart_soon()
 
     def abandon(self, call: Call) -> None:
         """Nobody waits for a call any more; a request that carries nothing else is cancelled."""
@@ -227,11 +226,15 @@ class Lane:
         self._bytes += call.weight
         return queue
 
+    def _oldest(self) -> collections.deque[Call]:
+        """The queue whose first call came before those of all others."""
+        return min(self._queues.values(), key=_came)
+
     def _take(self) -> list[Call]:
         """The calls of the next request: the one that came first, and those that may share its request."""
         calls: list[Call] = []
         while self._queues and not calls:
-            queue = min(self._queues.values(), key=_came)
+            queue = self._oldest()
             items = 0
             while queue:
                 call = queue[0]
@@ -251,7 +254,7 @@ class Lane:
 
     def _may_depart(self) -> bool:
         flying = len(self._packs)
-        if not self._most or min(self._queues.values(), key=_came)[0].alone:
+        if not self._most or self._oldest()[0].alone:
             return flying < max(ALONE_IN_FLIGHT, self.instances + 1)
         if flying == self.instances:
             return self._waiting >= min(len(pack.calls) for pack in self._packs)
