@@ -29,7 +29,10 @@ LEVELS = [
     (7, ("cli", "__main__", "pytest_plugin")),
 ]
 # what goes into Triton's stub and the worker must not need what these machines may not have
-TRAVELLING = {"triton.backend", "triton.worker", "triton.worker_log", "triton.channel", "triton.spec"}
+TRAVELLING = {
+    *("triton.backend", "triton.worker_process", "triton.dlpack", "triton.channel", "triton.spec"),
+    *("triton.worker", "triton.worker_log"),
+}
 
 # third party -> where it may be imported
 ROOMS = {

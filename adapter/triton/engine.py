@@ -495,7 +495,7 @@ def _refusal(failed: Sequence[tuple[str, str | None]], of: int) -> str:
     for entry, reason in failed:
         text = "it is not in the model repository" if reason is None else reason.strip() or "no reason was given"
         text = text.removeprefix("Internal: ")
-        if text.startswith(_OWN_REFUSAL):  # backend.py's own word; where in backend.py it was said is of no use
+        if text.startswith(_OWN_REFUSAL):  # the stub says where in its own code it was raised
             text = text.removeprefix(_OWN_REFUSAL).partition("\nAt:\n")[0]
         lines = [line for line in text.splitlines() if line.strip()]
         parts.append("\n".join([f"{entry}: {lines[0]}", *(f"  {line}" for line in lines[1:])]))

@@ -54,7 +54,10 @@ _RUNTIME = (
         "metrics.py",
     ),
     *("runnable.py", "method.py", "invocation.py", "runner.py", "frameworks/*.py"),
-    *(f"triton/{name}.py" for name in ("__init__", "spec", "channel", "backend", "worker", "worker_log")),
+    *(
+        f"triton/{name}.py"
+        for name in ("__init__", "spec", "channel", "dlpack", "backend", "worker_process", "worker", "worker_log")
+    ),
 )
 
 Content = bytes | Path | Callable[[], bytes]

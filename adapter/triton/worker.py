@@ -1,7 +1,7 @@
 """The process that holds user code: it makes the Runnable, and answers the batches that the stub hands over.
 
-`backend.py` starts it with a fresh interpreter and starts it again when it dies, so that nothing a user's code does can
-harm Triton's own processes. It ends with its stub.
+`worker_process.py` starts it with a fresh interpreter and starts it again when it dies, so that nothing a user's code
+does can harm Triton's own processes. It ends with its stub.
 """
 
 from __future__ import annotations
