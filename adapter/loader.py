@@ -26,16 +26,17 @@ def load_service(target: str, working_dir: str | os.PathLike[str] | None = None)
     if not folder.is_dir():
         raise ImportServiceError(f"The working directory {str(working_dir)!r} does not exist.")
     os.chdir(folder)
-    _look_first_in(folder)
+    look_first_in(folder)
     place, _, attribute = target.partition(":")
-    module = _import(place, target)
+    module = load_module(place, target)
     service = _attribute(module, attribute, target) if attribute else _only_service(module, target)
     service.working_dir = str(folder)
     service.import_string = f"{module.__name__}:{attribute or _name_of(service, module)}"
     return service
 
 
-def _import(place: str, target: str) -> ModuleType:
+def load_module(place: str, target: str) -> ModuleType:
+    """Import the user's module that is named by `place`, a dotted name or a file; `target` is what the person said."""
     if not place:
         raise ImportServiceError(f"{target!r} names no module: write for example 'service:svc' or 'service.py:svc'.")
     name = _module_name(place, target)
@@ -44,8 +45,8 @@ def _import(place: str, target: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ImportServiceError(
-                f"There is no module {name!r} in {os.getcwd()!r} or on Python's path: check the name, or set "
-                "--working-dir."
+                f"There is no module {name!r} in {os.getcwd()!r} or on Python's path: check the name "
+                "and the working directory."
             ) from error
         raise ImportServiceError(f"{place!r} imports {error.name!r}, which is not installed.") from error
     except AdapterError:
@@ -70,11 +71,12 @@ def _module_name(place: str, target: str) -> str:
     root, parts = path.parent, [path.stem]
     while (root / "__init__.py").is_file():  # a module of a package, which may import its siblings relatively
         root, parts = root.parent, [root.name, *parts]
-    _look_first_in(root)
+    look_first_in(root)
     return ".".join(parts)
 
 
-def _look_first_in(folder: Path) -> None:
+def look_first_in(folder: Path) -> None:
+    """Let modules be looked for in this folder before any other."""
     with contextlib.suppress(ValueError):
         sys.path.remove(str(folder))
     sys.path.insert(0, str(folder))

@@ -115,7 +115,7 @@ def test_file_outside_the_working_dir_is_found_by_its_path(folder: Path) -> None
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (SERVICE, "missing:svc", "There is no module 'missing' in .*: check the name, or set --working-dir"),
+        (SERVICE, "missing:svc", "There is no module 'missing' in .*: check the name and the working directory"),
         (SERVICE, "missing.py:svc", r"There is no file 'missing\.py' in"),
         (SERVICE, "missing", "There is no module 'missing'"),
         (SERVICE, "{0}.missing:svc", r"There is no module '{0}\.missing'"),

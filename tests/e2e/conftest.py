@@ -79,24 +79,14 @@ Serve = Callable[..., Served]
 
 
 @pytest.fixture(scope="module")
-def serve(installation: Installation) -> Iterator[Serve]:
-    """Start `adapter serve` on a free port of 127.0.0.1; when the module's tests end nothing of it may be left."""
+def start_adapter(installation: Installation) -> Iterator[Serve]:
+    """Start a command that serves on 127.0.0.1; when the module's tests end nothing of it may be left."""
     with contextlib.ExitStack() as stack:
 
-        def start(target: str, *options: str, working_dir: Path = ROOT, env: dict[str, str] | None = None) -> Served:
-            arguments = [
-                "serve",
-                target,
-                "--port",
-                "0",
-                "--working-dir",
-                str(working_dir),
-                "--log-format",
-                "text",
-                *options,
-            ]
+        def start(*arguments: str, working_dir: Path = ROOT, env: dict[str, str] | None = None) -> Served:
             process = subprocess.Popen(
                 [str(ADAPTER), *arguments],
+                cwd=working_dir,
                 env={**os.environ, **(env or {})},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -110,6 +100,17 @@ def serve(installation: Installation) -> Iterator[Serve]:
             return served
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def serve(start_adapter: Serve) -> Serve:
+    """Start `adapter serve` on a free port."""
+
+    def start(target: str, *options: str, working_dir: Path = ROOT, env: dict[str, str] | None = None) -> Served:
+        given = ("--port", "0", "--working-dir", str(working_dir), "--log-format", "text", *options)
+        return start_adapter("serve", target, *given, env=env)
+
+    return start
 
 
 def _end(served: Served, reader: threading.Thread) -> None:
