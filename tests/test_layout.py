@@ -19,32 +19,38 @@ FILES = {
 
 # the first that a file's name begins with counts; `__init__` of the package is lazy and stands apart
 LEVELS = [
-    (0, ("absent", "exceptions", "mailbox", "tag", "tensor", "kinds", "document", "settings", "layers")),
-    (1, ("payload", "model", "models", "metrics", "store", "archive", "migration")),
-    (2, ("runnable", "method", "invocation", "runner", "frameworks")),
+    (6, ("endpoint.compute", "endpoint.server")),
+    (0, ("absent", "exceptions", "mailbox", "tag", "tensor", "kinds", "document", "settings", "layers", "validators")),
+    (1, ("payload", "model", "models", "requirements", "store", "archive", "migration")),
+    (1, ("ledger", "recorded", "measured", "metrics")),
+    (2, ("resources", "runnable", "strategy", "method", "invocation", "streaming", "warmup", "runner", "frameworks")),
+    (2, ("dependency", "hosted")),
     (3, ("context", "io")),
-    (4, ("services", "loader", "tuning")),
+    (4, ("services", "classes", "life", "loader", "tuning", "endpoint")),
     (5, ("triton",)),
     (6, ("server", "client", "testing")),
     (7, ("cli", "__main__", "pytest_plugin")),
 ]
 # what goes into Triton's stub and the worker must not need what these machines may not have
 TRAVELLING = {
-    *("triton.backend", "triton.worker_process", "triton.dlpack", "triton.channel", "triton.spec"),
-    *("triton.worker", "triton.worker_log"),
+    *("triton.backend", "triton.instance", "triton.worker_process", "triton.dlpack", "triton.channel", "triton.spec"),
+    *("triton.streams", "triton.stream_worker"),
+    *("triton.worker", "triton.worker_log", "triton.stub_metrics"),
 }
 
 # third party -> where it may be imported
 ROOMS = {
     "numpy": ("",),
-    "cloudpickle": ("model", "models", "frameworks", "triton.export", "triton.pickler"),
+    "chevron": ("endpoint.documenter",),
+    "httpcore": ("endpoint.fetching",),
+    "cloudpickle": ("model", "models", "frameworks", "triton.export", "triton.pickler", "endpoint.compute"),
     "yaml": ("store", "archive", "document", "cli"),
     "a2wsgi": ("services",),
-    "starlette": ("context", "io", "services", "server", "client", "testing"),
+    "starlette": ("context", "io", "services", "classes", "endpoint", "server", "client", "testing"),
     "pandas": ("payload", "method", "frameworks", "io"),
     "pyarrow": ("io.parquet",),
-    "PIL": ("payload", "io"),
-    "pydantic": ("payload", "io", "server"),
+    "PIL": ("payload", "io", "endpoint.types"),
+    "pydantic": ("payload", "io", "classes", "endpoint", "server"),
     "pydantic_core": ("io", "server"),
     "python_multipart": ("io",),
     "orjson": ("io", "server"),
@@ -53,29 +59,34 @@ ROOMS = {
     "triton_python_backend_utils": ("triton.backend",),
     "grpc": ("triton",),
     "hpack": ("triton.rpc",),
-    "google": ("triton",),
+    "google": ("triton", "frameworks.onnx"),
     "prometheus_client": ("metrics", "server"),
     "opentelemetry": ("server.tracing",),
-    "fastapi": ("server",),
-    "uvicorn": ("server", "testing"),
+    "fastapi": ("endpoint", "server"),
+    "uvicorn": ("endpoint.server", "server", "testing"),
     "watchfiles": ("server",),
     "httpx": ("server", "client", "testing"),
     "pytest": ("pytest_plugin",),
     "anyio": ("io", "server", "client"),
     "click": ("cli",),
-    "torch": ("payload", "frameworks.torch", "frameworks.transformers"),
+    "torch": ("payload", "frameworks.torch", "frameworks.transformers", "triton.exporters.pytorch"),
     "sklearn": ("frameworks.sklearn",),
     "joblib": ("frameworks.sklearn",),
     "xgboost": ("frameworks.xgboost",),
     "lightgbm": ("frameworks.lightgbm",),
     "catboost": ("frameworks.catboost",),
-    "onnx": ("frameworks.onnx",),
-    "onnxruntime": ("frameworks.onnx",),
+    "onnx": ("frameworks.onnx", "triton.exporters.graph"),
+    "onnxruntime": ("frameworks.onnx", "triton.exporters.onnxruntime"),
+    "openvino": ("triton.exporters.openvino",),
+    "skl2onnx": ("triton.exporters.graph",),
+    "treelite": ("triton.exporters.fil",),
     "tensorflow": ("frameworks.tensorflow", "frameworks.keras"),
     "keras": ("frameworks.keras", "frameworks.tensorflow"),
     "transformers": ("frameworks.transformers",),
 }
-OPTIONAL = {name for name, rooms in ROOMS.items() if rooms != ("",) and all(r.startswith("frameworks.") for r in rooms)}
+# files that import the libraries of saved models, each inside functions
+CONVERSIONS = ("frameworks.", "triton.exporters.")
+OPTIONAL = {name for name, rooms in ROOMS.items() if rooms != ("",) and all(r.startswith(CONVERSIONS) for r in rooms)}
 
 # imports inside functions: of the user's optional library, of values that are at hand only then, and of what a worker
 # does without
@@ -90,7 +101,11 @@ INSIDE = {
     ("io.parquet", "pyarrow"),
 }
 # what a Service offers of the levels above it, made by them when it is asked for
-UPWARD = {("services", "adapter.server.app"), ("services", "adapter.server.openapi")}
+UPWARD = {
+    ("services", "adapter.server.app"),
+    ("services", "adapter.server.openapi"),
+    ("endpoint.server", "adapter.cli.server"),  # python -m adapter.endpoint.server
+}
 
 
 def in_room(module: str, room: str) -> bool:
@@ -179,7 +194,7 @@ def test_imports_stand_at_the_top(module: str) -> None:
     for name, inside, _ in imports(module):
         if not inside:
             assert name not in OPTIONAL, f"{module} imports {name} at the top, which may not be installed"
-        elif not module.startswith("frameworks."):
+        elif not module.startswith(CONVERSIONS):
             assert (module, name) in INSIDE | UPWARD, f"{module} imports {name} inside a function"
         else:
             assert not name.startswith("adapter."), f"{module} imports {name} inside a function"

@@ -340,7 +340,12 @@ async def _sent(value: Any) -> Any:
     return {"content": await value.read(), "filename": value.filename, "headers": dict(value.headers)}
 
 
-if __name__ == "__main__":
-    from adapter.cli.server import main
+def main() -> None:
+    """`python -m adapter.endpoint.server` is `adapter server`."""
+    from adapter.cli.server import main as command
 
+    command()
+
+
+if __name__ == "__main__":
     main()
