@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import cloudpickle
 
+import adapter
 from adapter.endpoint import fetching
 from adapter.endpoint.hosted import FAILED, LAUNCHED, SET_UP, Answerer, HostedEndpoint
 from adapter.endpoint.service import Service
@@ -41,6 +42,7 @@ logger = logging.getLogger("adapter.endpoint")
 
 _NAME = "endpoint"
 _FOLDER = "adapter-endpoint-"
+_LONGEST_CALL_S = 86400.0
 _PATIENCE_S = 5.0  # after the death of the process, for calls that wait for the next one
 _POLL_S = 0.02
 _DATAGRAM_BYTES = 1 << 16
@@ -152,16 +154,14 @@ class TritonCompute:
         self._loop = asyncio.get_running_loop()
         self._heard = heard
         self._folder = self._stack.enter_context(temporary_folder(_FOLDER))
-        address = str(self._folder / "reports")
+        self._address = str(self._folder / "reports")
         self._socket = self._stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         self._socket.setblocking(False)
-        self._socket.bind(address)
+        self._socket.bind(self._address)
         self._loop.add_reader(self._socket.fileno(), self._read)
-        self._runner = Runner(HostedEndpoint, name=_NAME, runnable_init_params=self._parameters(address))
-        self._records = Records(_NAME, runners=[self._runner])
         self._launching = asyncio.create_task(self._launch())
 
-    def _parameters(self, address: str) -> dict[str, Any]:
+    def _parameters(self) -> dict[str, Any]:
         try:
             pickled = cloudpickle.dumps(self._service)
         except Exception as error:  # whatever the user's objects raise
@@ -173,13 +173,18 @@ class TritonCompute:
             "pickled": pickled,
             "folder": os.getcwd(),
             "path": [str(Path(place).resolve()) for place in sys.path],
-            "reports": address,
+            "package": str(Path(adapter.__file__).parent),
+            "reports": self._address,
             "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "limits": dataclasses.asdict(self._limits),
         }
 
     async def _launch(self) -> None:
         try:
+            # here and now, since nothing else may change the service meanwhile
+            self._runner = Runner(HostedEndpoint, name=_NAME, runnable_init_params=self._parameters())
+            self._runner.spec = dataclasses.replace(self._runner.spec, call_timeout_s=_LONGEST_CALL_S)
+            self._records = Records(_NAME, runners=[self._runner])
             board = await asyncio.to_thread(self._start_engine)
         except AdapterError as error:
             if not self._stopping.is_set():

@@ -97,15 +97,20 @@ class HostedEndpoint(Runnable):
         pickled: bytes,
         folder: str,
         path: Sequence[str],
+        package: str,
         reports: str,
         gpus: str | None,
         limits: Mapping[str, Any],
     ) -> None:
-        """`folder` and `path` are the server's working directory and sys.path, `gpus` its CUDA_VISIBLE_DEVICES."""
+        """`folder`, `path` and `gpus` are the server's working directory, sys.path and CUDA_VISIBLE_DEVICES.
+
+        `package` is where adapter is installed: the module of the service may import anything of it.
+        """
         reporter = Reporter(reports)
         reporter.say(LAUNCHED)
         os.chdir(folder)
         sys.path += [place for place in path if place not in sys.path]
+        _complete(package)
         if gpus is None:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
@@ -123,6 +128,13 @@ class HostedEndpoint(Runnable):
     @Runnable.method
     def answer(self, name: str, body: Any) -> Any:
         return self._answerer.answer(name, body)
+
+
+def _complete(package: str) -> None:
+    """Let the modules of adapter that do not travel with an entry be imported from where it is installed."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "adapter" and hasattr(module, "__path__"):
+            module.__path__.append(os.path.join(package, *name.split(".")[1:]))
 
 
 def _arguments(endpoint: Endpoint, body: bytes) -> dict[str, Any]:

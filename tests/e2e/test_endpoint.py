@@ -339,3 +339,54 @@ def test_the_example_reduces_the_colors_of_an_image(start_adapter: Serve) -> Non
     answer = served.post("/infer", json={"image": {"data": png(3, 3)}, "bits": 1}).json()
     picture = PIL.Image.open(io.BytesIO(base64.b64decode(answer["output"]["data"])))
     assert (picture.format, picture.size, picture.getpixel((0, 0))) == ("PNG", (3, 3), (128, 0, 0))
+
+
+# ---- services in other places ----------------------------------------------------------------------------------------
+
+PROGRAM = """
+import asyncio
+import threading
+
+from adapter.endpoint import Server, Service
+
+
+class Mine(Service):
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def on_server_startup(self) -> None:
+        self.begun += 1
+
+    def infer(self, n: int) -> int:
+        return n + self.begun
+
+
+async def main() -> None:
+    server = Server(Mine())
+    for _ in range(2):
+        async with server.prepare_for_serving():
+            while not server.is_running:
+                await asyncio.sleep(0.01)
+            print(server.state.name)
+        print(server.state.name)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_a_server_in_a_program_of_ones_own_can_stop_and_start_again(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["RUNNING", "STOPPED", "RUNNING", "STOPPED"]
+
+
+def test_a_service_that_cannot_be_handed_over_is_told(start_adapter: Serve, tmp_path: Path) -> None:
+    made = PROGRAM.replace("self.begun = 0", "self.begun, self.lock = 0, threading.Lock()")
+    (tmp_path / "service.py").write_text(made)
+    served = start_adapter("server", "run", "--port", "0", working_dir=tmp_path)
+    assert served.process.wait(30) == 1
+    served.wait_for(r"cannot pickle '_thread.lock' object. Make such an object in setup\(\)")
