@@ -1,5 +1,6 @@
 # make demo    serve the iris example on http://127.0.0.1:3000
 # make test    every test, those against a real tritonserver included
+# make test-frameworks   models of the libraries that make test leaves out, each in an environment of its own; a table
 # make lint    style and types
 # make bench   how fast it is; BENCH="small memory" runs these alone, BENCH_ARGS="--seconds 10" for longer
 # make bench-peers   the same beside BentoML and LitServe
@@ -10,14 +11,14 @@ BIN := $(VENV)/bin
 # the wire is tried under both major versions of numpy; numpy 1.26 has no wheels for Python 3.13 and later
 NUMPY1 := $(VENV)-numpy1
 
-.PHONY: demo test test-numpy1 lint format bench bench-peers clean
+.PHONY: demo test test-numpy1 test-torch test-frameworks lint format bench bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/adapter engine install
 	cd examples/iris && $(abspath $(BIN))/python train.py
 	$(BIN)/adapter serve service:svc --working-dir examples/iris
 
-test: $(VENV)/.dev test-numpy1
+test: $(VENV)/.dev test-numpy1 test-torch
 	$(BIN)/adapter engine install
 	$(BIN)/pytest $(PYTEST_ARGS)
 
@@ -25,6 +26,14 @@ test-numpy1: $(NUMPY1)/.installed
 	@if [ -x $(NUMPY1)/bin/pytest ]; then \
 		$(NUMPY1)/bin/adapter engine install && $(NUMPY1)/bin/pytest tests/test_payload.py tests/e2e/test_wire.py; \
 	else echo "numpy 1.26 does not exist for this Python: the wire is tried under numpy 2 alone."; fi
+
+# FRAMEWORKS="flax mlflow" tries these groups alone
+test-frameworks: $(VENV)/.dev
+	$(BIN)/adapter engine install
+	$(BIN)/python -m tests.frameworks.environments --folder $(abspath $(VENV)-frameworks) $(FRAMEWORKS)
+
+test-torch: FRAMEWORKS := torch
+test-torch: test-frameworks
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -60,4 +69,4 @@ $(NUMPY1)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NUMPY1) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NUMPY1) $(VENV)-frameworks benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis

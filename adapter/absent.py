@@ -8,7 +8,6 @@ _BENTO = "a service is not packed: `adapter export` writes the model repository 
 _BENTOS = "there are no Bentos, and saved models are under `adapter models` and `adapter.models`"
 _CLOUD = "there is no model registry: `adapter models export` and `adapter models import` carry a saved model as a file"
 _GRPC = "a service speaks HTTP, and Triton speaks gRPC (KServe v2) for every entry by itself"
-_PLACEMENT = "`cpu` and `nvidia_gpu` of adapter.Runner, or `resources` of a runner in adapter.yaml, say where it runs"
 _CONFIG = "settings stand in adapter.yaml, and `adapter config show` prints them"
 _LIBRARY = "save the model with adapter.picklable_model where it can be pickled, or load it in an adapter.Runnable"
 _DEPLOYMENT = "Triton and Kubernetes scale a service; `adapter serve --triton` is a front of it"
@@ -20,30 +19,15 @@ ATTRIBUTES: Mapping[str, str] = {
     **dict.fromkeys(("list", "get", "delete", "import_bento", "export_bento"), _BENTOS),
     **dict.fromkeys(("push", "pull", "cloud", "yatai"), _CLOUD),
     **dict.fromkeys(("GrpcServer", "grpc"), _GRPC),
-    **dict.fromkeys(("Strategy", "Resource"), _PLACEMENT),
+    "Resource": "`custom_resources` of a runner reach its `strategy`, an adapter.Strategy, as they are written",
     **dict.fromkeys(("load_config", "save_config"), _CONFIG),
     **dict.fromkeys(("monitor", "monitoring"), "log in the API function, or count with adapter.metrics"),
     "serve": "run `adapter serve`, or `adapter.HTTPServer(…).start()` in a program",
     "batch": "call `runner.init_local()` in the job, and the methods of the runner then",
     "ray": "`svc.asgi_app` is the service as an ASGI application, which Ray Serve takes",
     "set_serialization_strategy": "`adapter export` finds out what of your code goes with a Runnable",
-    **dict.fromkeys(
-        (
-            *(
-                "catboost",
-                "detectron",
-                "diffusers",
-                "diffusers_simple",
-                "easyocr",
-                "fastai",
-                "flax",
-                "keras",
-                "lightgbm",
-            ),
-            *("mlflow", "onnx", "pytorch", "pytorch_lightning", "tensorflow", "torchscript", "transformers", "xgboost"),
-        ),
-        _LIBRARY,
-    ),
+    "diffusers_simple": "adapter.diffusers saves a pipeline, and its runner takes the prompt",
+    "detectron": _LIBRARY,
 }
 
 # command -> the way out

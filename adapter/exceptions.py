@@ -10,6 +10,7 @@ AdapterError                      500
 ├── BodyTooLarge                  413   the body of a request is longer than the server takes
 ├── UnprocessableEntity           422
 ├── TooManyRequests               429   try again later (`retry_after` seconds)
+├── ClientGone                    499   the client went away before it was answered, so a call of a runner was ended
 ├── ServiceUnavailable            503   try again later (`retry_after` seconds)
 ├── DeadlineExceeded              504   the time that the caller allowed is over
 ├── InternalServerError           500
@@ -26,15 +27,24 @@ A class of your own with another `error_code` reaches the HTTP client with that 
 
 from __future__ import annotations
 
+import math
+import re
 from http import HTTPStatus
+from typing import Any
 
 _MAX_MESSAGE = 2000
+_MAX_ENCODED = 7000  # a gRPC client takes 8 KiB of headers, the message among them
+# "/srv/models/x.bin", and no address: what comes before its last part
+_FOLDERS = re.compile(r"""(?<![\w:/.])/(?:[^\s/'"<>:;,()]+/)+""")
 
 
 class AdapterError(Exception):
     """Base of every error of adapter; `error_code` is the HTTP status it becomes."""
 
     error_code: int = HTTPStatus.INTERNAL_SERVER_ERROR
+    message: str = ""
+    detail: list[dict[str, Any]] | None = None
+    """What was wrong, field by field, for programs: an HTTP answer has it beside the sentence."""
     request_id: str | None = None
     """The id of the HTTP request that a server answered with this error; `adapter.client` sets it."""
 
@@ -44,7 +54,7 @@ class AdapterError(Exception):
 
 
 class InvalidArgument(AdapterError):
-    error_code = HTTPStatus.BAD_REQUEST
+    error_code: int = HTTPStatus.BAD_REQUEST
 
 
 class BadInput(InvalidArgument):
@@ -52,7 +62,7 @@ class BadInput(InvalidArgument):
 
 
 class UnsupportedMediaType(InvalidArgument):
-    error_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    error_code: int = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 class PayloadTypeError(AdapterError, TypeError):
@@ -60,19 +70,19 @@ class PayloadTypeError(AdapterError, TypeError):
 
 
 class NotFound(AdapterError):
-    error_code = HTTPStatus.NOT_FOUND
+    error_code: int = HTTPStatus.NOT_FOUND
 
 
 class AlreadyExists(AdapterError):
-    error_code = HTTPStatus.CONFLICT
+    error_code: int = HTTPStatus.CONFLICT
 
 
 class BodyTooLarge(AdapterError):
-    error_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    error_code: int = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class UnprocessableEntity(AdapterError):
-    error_code = HTTPStatus.UNPROCESSABLE_ENTITY
+    error_code: int = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
 class _TryAgain(AdapterError):
@@ -82,15 +92,19 @@ class _TryAgain(AdapterError):
 
 
 class TooManyRequests(_TryAgain):
-    error_code = HTTPStatus.TOO_MANY_REQUESTS
+    error_code: int = HTTPStatus.TOO_MANY_REQUESTS
+
+
+class ClientGone(AdapterError):
+    error_code = 499  # no status of HTTP; the log has it where the client was gone
 
 
 class ServiceUnavailable(_TryAgain):
-    error_code = HTTPStatus.SERVICE_UNAVAILABLE
+    error_code: int = HTTPStatus.SERVICE_UNAVAILABLE
 
 
 class DeadlineExceeded(AdapterError):
-    error_code = HTTPStatus.GATEWAY_TIMEOUT
+    error_code: int = HTTPStatus.GATEWAY_TIMEOUT
 
 
 class InternalServerError(AdapterError):
@@ -131,24 +145,77 @@ class EngineError(AdapterError):
 
 def sentence(error: BaseException) -> str:
     """One line that names an error a person did not expect: its type and its message."""
-    text = " ".join(message_of(error).split())
+    text = one_line(message_of(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def message_of(error: BaseException) -> str:
     """The message of any error, even one of a class that cannot tell it, as text that every protocol takes.
 
-    It has at most 2,000 characters: gRPC carries it in a header.
+    It has at most 2,000 characters.
     """
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001  # a class of the user's own
+    except BaseException:  # noqa: BLE001  # a class of the user's own
         return ""
     text = text.encode("utf-8", "replace").decode().replace("\0", "")
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
 
+def one_line(text: str) -> str:
+    """A text for a line of a log: it begins no other line, and does nothing to a terminal."""
+    text = " ".join(text.split())
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def without_folders(text: str) -> str:
+    """A text for somebody who need not know where files lie here: of each absolute path only the end."""
+    return _FOLDERS.sub("…/", text)
+
+
+def told(error: AdapterError) -> tuple[int, str, str]:
+    """What travels of an error to its caller, who need not have its class: status, a class from here, message."""
+    kind = next(cls for cls in type(error).__mro__ if cls.__module__ == __name__).__name__
+    after = getattr(error, "retry_after", None)
+    if isinstance(after, (int, float)) and math.isfinite(after):
+        kind = f"{kind} {max(0.0, after):.3f}"
+    message = message_of(error)
+    if isinstance(error, RemoteException):
+        message = without_folders(message)
+    return status_of(error), kind, _fitting(message)
+
+
+def _fitting(text: str) -> str:
+    """A text, or the beginning of it, that gRPC can carry in a header."""
+    if 3 * 4 * len(text) <= _MAX_ENCODED:
+        return text
+    left = _MAX_ENCODED
+    for i, char in enumerate(text):
+        left -= sum(1 if 32 <= byte < 127 and byte != ord("%") else 3 for byte in char.encode())
+        if left < 0:
+            return f"{text[:i]}…"
+    return text
+
+
+def raised(status: int, kind: str, message: str) -> AdapterError:
+    """An error that was raised elsewhere, made anew of what was told of it."""
+    name, _, after = kind.partition(" ")
+    cls = globals().get(name)
+    if not (isinstance(cls, type) and issubclass(cls, AdapterError)):  # of another version of adapter
+        cls = RemoteException if status >= 500 else InvalidArgument
+    found = cls.__new__(cls)
+    AdapterError.__init__(found, message)
+    if cls.error_code != status:
+        found.error_code = status
+    if isinstance(found, _TryAgain):
+        found.retry_after = float(after or 1.0)
+    return found
+
+
 def status_of(error: AdapterError) -> int:
     """The HTTP status of an error; 500 where a class has an `error_code` that is no status of an error."""
-    code = error.error_code
+    try:
+        code = error.error_code
+    except Exception:  # noqa: BLE001  # a class of the user's own
+        return 500
     return int(code) if isinstance(code, int) and 400 <= code < 600 else 500

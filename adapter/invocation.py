@@ -19,6 +19,8 @@ from adapter.method import Call, described
 from adapter.runnable import Runnable
 from adapter.tensor import concat, split
 
+END = "__adapter_end__"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,7 +30,10 @@ class Outcome:
     error: BaseException | None = None
 
     def unwrap(self) -> Any:
+        """The value; the error raised, but as RemoteException where it would end more than the call that it is of."""
         if self.error is not None:
+            if isinstance(self.error, StopIteration) or not isinstance(self.error, Exception):
+                raise RemoteException(sentence(self.error)) from self.error
             raise self.error
         return self.value
 
@@ -92,8 +97,15 @@ class Invoker:
         return result
 
     def close(self) -> None:
+        end(self._runnable)
         if self._loop is not None:
             self._loop.close()
+
+
+def end(runnable: Runnable) -> None:
+    """Run the shutdown hooks of a class-based service; no other Runnable has any."""
+    if (hooks := getattr(runnable, END, None)) is not None:
+        hooks()
 
 
 async def _await(value: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+CPU_COUNT = "cpu_count"
 SYSTEM = "system"  # a resource: all that the machine has
 
 _MOST = 2**31 - 1  # what C's int holds, and no count or number of bytes of a setting comes near
@@ -76,6 +77,15 @@ def choice(*names: str | int) -> Kind:
         return value
 
     return Kind(f"{'one of ' if len(names) > 1 else ''}{', '.join(map(str, names))}", read)
+
+
+def choices(*names: str) -> Kind:
+    def read(value: Any) -> tuple[str, ...]:
+        found = _strings(value)
+        _demand(len(set(found)) == len(found) and set(found) <= set(names))
+        return found
+
+    return Kind(f"a list, or one text with commas, of {', '.join(names)}, each at most once", read)
 
 
 def _bool(value: Any) -> bool:
@@ -162,16 +172,37 @@ def _texts(value: Any) -> Mapping[str, str]:
     return {_string(key): _string(item) for key, item in value.items()}
 
 
+def _values(value: Any) -> Mapping[str, Any]:
+    _demand(isinstance(value, Mapping))
+    return {_string(key): _plain(item) for key, item in value.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return _values(value)
+    if not isinstance(value, (bool, str)):
+        _number(value)
+    return value
+
+
 def _demand(fits: bool) -> None:
     if not fits:
         raise WrongKind
 
 
+def _workers(value: Any) -> int | None:
+    return None if value == CPU_COUNT else whole(1).read(value)
+
+
+COUNT_OF_WORKERS = Kind("a whole number from 1 on, or 'cpu_count' for one for each CPU", _workers)
 BOOL = Kind("true or false", _bool)
 STRING = Kind("a text", _string)
 SECRET = Kind("a text", _secret, secret=True)
 STRINGS = Kind("a list of texts, or one text with commas", _strings)
 TEXTS = Kind("a mapping from texts to texts", _texts, secret=True)
+VALUES = Kind("a mapping from names to numbers, texts, lists or mappings of them", _values)
 PATH = Kind("a path", _path)
 SECONDS = Kind(f"a number of seconds above 0 and up to {_LONGEST_S:,.0f}", _seconds)
 PREFIX = Kind("the beginning of a metric's name: letters, digits, '_' and ':'", _prefix)

@@ -14,8 +14,10 @@ from typing import Any
 
 from adapter.document import Marked, parse, parse_value
 from adapter.exceptions import ConfigException
-from adapter.kinds import SYSTEM, Kind, WrongKind
+from adapter.kinds import COUNT_OF_WORKERS, SYSTEM, Kind, WrongKind, optional
 from adapter.settings import (
+    METHODS,
+    ApiServer,
     Keys,
     MethodBatching,
     Runners,
@@ -35,10 +37,11 @@ _SHORT: Mapping[str, Keys] = {
     "cpu": ("resources", "cpu"),
     "nvidia_gpu": ("resources", "nvidia.com/gpu"),
     "gpu": ("resources", "nvidia.com/gpu"),
+    "custom_resources": ("resources", "custom"),
     "max_batch_size": ("batching", "max_batch_size"),
     "max_latency_ms": ("batching", "max_latency_ms"),
+    "max_wait_ms": ("batching", "max_wait_ms"),
 }
-_METHODS = "runnable_method_configs"
 _METHODS_TOO = "method_configs"
 
 # settings of BentoML and of older ones of it -> their place here; those of a runner are named without it
@@ -63,7 +66,6 @@ _ABSENT = {
     "api_server.logging.access.format": "the access log names the id of the request",
     "api_server.max_runner_connections": "one connection to Triton carries all calls of a worker",
     "api_server.runner_probe": "/readyz always asks whether every entry is ready",
-    "runners.custom_resources": "cpu and nvidia.com/gpu alone say where a runner runs",
     "runners.logging": "api_server.logging holds for runners, too",
     "runners.metrics": "api_server.metrics holds for runners, too",
     "runners.traffic.max_concurrency": "calls wait for their turn as long as batching.max_latency_ms allows",
@@ -74,6 +76,7 @@ _ABSENT = {
 }
 
 _SETTINGS, _RUNNER, _METHOD = kinds(Settings), kinds(RunnerSettings), kinds(MethodBatching)
+_SERVER = {("workers",): optional(COUNT_OF_WORKERS), **{k: v for k, v in kinds(ApiServer).items() if k != ("workers",)}}
 _OPTION = re.compile(
     r"""\s*(?P<key>(?:"[^"]*"|[^\s="])+)=(?P<value>(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^\s"'\[])*)(?=\s|$)"""
 )
@@ -87,7 +90,7 @@ class Given:
     """One setting that a person wrote, read and checked.
 
     `source` tells where. `runner` is None where the setting is none of a runner's; else `keys` begin below the runner,
-    and "" stands for all runners.
+    and "" stands for all runners. Where `service` names a class-based service, they begin below `api_server`.
     """
 
     keys: Keys
@@ -95,6 +98,7 @@ class Given:
     source: str
     rank: int
     runner: str | None = None
+    service: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ def _givens(document: Marked, rank: int, base: Path) -> Iterator[Given]:
     for key, item in entries.items():
         if key == "runners":
             yield from _runners(item, rank, base)
+        elif key == "services":
+            yield from _services(item, rank, base)
         else:
             for keys, leaf in _leaves(_SETTINGS, (), key, item, ""):
                 yield Given(keys, _read(_SETTINGS[keys], keys, leaf, base), leaf.source, rank)
@@ -206,6 +212,34 @@ def _leaves(
         yield from _leaves(table, keys, name, value, place)
 
 
+def of_code(values: Mapping[str, Any], source: str) -> Mapping[Keys, Any]:
+    """The settings below `api_server` that a class-based service has in its code, read and checked."""
+    found = _services(Marked({source: _marked(values, source)}, source), RANK_FILE, Path.cwd())
+    return {given.keys: given.value for given in found}
+
+
+def _marked(value: Any, source: str) -> Marked:
+    if isinstance(value, Mapping):
+        return Marked({str(key): _marked(item, source) for key, item in value.items()}, source)
+    if isinstance(value, (list, tuple)):
+        return Marked([Marked(item, source) for item in value], source)
+    return Marked(value, source)
+
+
+def _services(item: Marked, rank: int, base: Path) -> Iterator[Given]:
+    """What is set of the server of a class-based service, by the name of its class."""
+    if item.value is None:
+        return
+    for name, values in _mapping(item, "services", []).items():
+        if values.value is None:
+            continue
+        place = f"services.{name}"
+        for key, value in _mapping(values, place, _heads(_SERVER)).items():
+            for keys, leaf in _leaves(_SERVER, (), key, value, place):
+                kind = _SERVER[keys]
+                yield Given(keys, _read(kind, (place, *keys), leaf, base), leaf.source, rank, service=name.lower())
+
+
 def _runners(item: Marked, rank: int, base: Path) -> Iterator[Given]:
     if item.value is None:
         return
@@ -224,7 +258,7 @@ def _runners(item: Marked, rank: int, base: Path) -> Iterator[Given]:
     known = [*_heads(_RUNNER), *_SHORT]
     for key, value in _mapping(item, "runners", known).items():
         words = _dotted(("runners", key))
-        if key in (*known, _METHODS, _METHODS_TOO):
+        if key in (*known, METHODS, _METHODS_TOO):
             yield from _runner("", {key: value}, rank, base)
         elif isinstance(value.value, dict) and key and words not in (*_MOVED, *_ABSENT):
             yield from _runner(key.lower(), value.value, rank, base)
@@ -239,8 +273,8 @@ def _runner(name: str, values: Mapping[str, Marked], rank: int, base: Path) -> I
         if key in _SHORT:
             leaves = [(_SHORT[key], item)]
         elif key == "resources" and item.value == SYSTEM:
-            leaves = [(("resources", resource), item) for resource in _heads(_RUNNER, ("resources",))]
-        elif key in (_METHODS, _METHODS_TOO):
+            leaves = [(("resources", resource), item) for resource in ("cpu", "nvidia.com/gpu")]
+        elif key in (METHODS, _METHODS_TOO):
             if not name:
                 raise ConfigException(
                     f"runners.{key} ({item.source}) names methods, which belong to one runner: write them below "
@@ -261,20 +295,20 @@ def _methods(runner: str, place: str, item: Marked, rank: int, base: Path) -> It
     if isinstance(item.value, list):
         listed = [_named(entry, place) for entry in item.value]
     else:
-        listed = _mapping(item, f"{place}.{_METHODS}", []).items()
+        listed = _mapping(item, f"{place}.{METHODS}", []).items()
     for method, values in listed:
-        above = f"{place}.{_METHODS}.{method}"
+        above = f"{place}.{METHODS}.{method}"
         for key, value in _mapping(values, above, _heads(_METHOD)).items():
             for keys, leaf in _leaves(_METHOD, (), key, value, above):
                 read = _read(_METHOD[keys], (above, *keys), leaf, base)
-                yield Given((_METHODS, method, *keys), read, leaf.source, rank, runner)
+                yield Given((METHODS, method, *keys), read, leaf.source, rank, runner)
 
 
 def _named(entry: Marked, place: str) -> tuple[str, Marked]:
-    values = dict(_mapping(entry, f"each of {place}.{_METHODS}", ["method_name", *_heads(_METHOD)]))
+    values = dict(_mapping(entry, f"each of {place}.{METHODS}", ["method_name", *_heads(_METHOD)]))
     names = [values.pop(key) for key in ("method_name", "name") if key in values]
     if len(names) != 1 or not isinstance(names[0].value, str) or not names[0].value:
-        raise ConfigException(f"An entry of {place}.{_METHODS} ({entry.source}) has no one `method_name`.")
+        raise ConfigException(f"An entry of {place}.{METHODS} ({entry.source}) has no one `method_name`.")
     return names[0].value, Marked(values, entry.source)
 
 
@@ -322,7 +356,7 @@ def _unknown(keys: Keys, known: Iterable[str], source: str) -> ConfigException:
 def _heads(table: Mapping[Keys, Kind], above: Keys = ()) -> list[str]:
     depth = len(above)
     names = dict.fromkeys(keys[depth] for keys in table if keys[:depth] == above and len(keys) > depth)
-    return [*names, "runners"] if table is _SETTINGS and not above else list(names)
+    return [*names, "runners", "services"] if table is _SETTINGS and not above else list(names)
 
 
 def _dotted(keys: Keys) -> str:
@@ -351,6 +385,10 @@ def _merged(found: list[Given]) -> Loaded:
     """The settings of what was given."""
     # within one rank, what names a runner is stronger than what is said of all
     found = sorted(found, key=lambda g: (g.rank, bool(g.runner)))
+    services: dict[str, dict[str, Any]] = {}
+    for g in [g for g in found if g.service]:
+        services.setdefault(g.service, {})[".".join(g.keys)] = g.value
+    found = [g for g in found if not g.service]
     values = {g.keys: g for g in found if g.runner is None}
     _enable(values, _SSL, ("certfile",))
     _enable(values, _CORS, _ORIGINS)
@@ -364,16 +402,20 @@ def _merged(found: list[Given]) -> Loaded:
     named = {name: made(RunnerSettings, _values(stack)) for name, stack in stacks.items() if name}
     tree = Runners(made(RunnerSettings, _values(defaults)), made(RunnerSettings, _values(every)), named)
     return Loaded(
-        replace(made(Settings, _values(values)), runners=tree),
+        replace(made(Settings, _values(values)), runners=tree, services=services, strong=_strong(values)),
         {(name, keys): g.source for name, stack in stacks.items() for keys, g in stack.items()},
     )
+
+
+def _strong(values: Mapping[Keys, Given]) -> tuple[str, ...]:
+    return tuple(sorted(".".join(k[1:]) for k, g in values.items() if k[0] == "api_server" and g.rank > RANK_FILE))
 
 
 def _stack(found: Iterable[Given]) -> dict[Keys, Given]:
     """The last of each; what is said of a whole runner takes the place of what a weaker layer said of one method."""
     values: dict[Keys, Given] = {}
     for g in found:
-        for keys in [k for k in values if k[0] == _METHODS and k[2:] == g.keys[1:] and values[k].rank < g.rank]:
+        for keys in [k for k in values if k[0] == METHODS and k[2:] == g.keys[1:] and values[k].rank < g.rank]:
             del values[keys]
         values[g.keys] = g
     return values

@@ -107,12 +107,14 @@ def _attribute(module: ModuleType, attribute: str, target: str) -> Service:
 
 
 def _only_service(module: ModuleType, target: str) -> Service:
-    found = list(dict.fromkeys(v for v in vars(module).values() if isinstance(v, Service)))
+    every = list(dict.fromkeys(v for v in vars(module).values() if isinstance(v, Service)))
+    used = {id(other) for service in every for other in service.uses}
+    found = [service for service in every if id(service) not in used]
     if len(found) == 1:
         return found[0]
     if not found:
         raise ImportServiceError(f"{target!r} has no adapter.Service: write `svc = adapter.Service(…)` in it.")
-    names = [n for n, v in vars(module).items() if isinstance(v, Service)]
+    names = [n for n, v in vars(module).items() if v in found]
     raise ImportServiceError(f"{target!r} has several services: say which, as in '{target}:{names[0]}'.")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from adapter import payload
-from adapter.exceptions import InvalidArgument, PayloadTypeError, RemoteException, sentence
+from adapter.exceptions import InvalidArgument, NotFound, PayloadTypeError, RemoteException, sentence
 from adapter.model import BatchingConfig, Parameter, Signature
 from adapter.runnable import Runnable, signatures
 from adapter.tensor import Array, TensorSpec, to_front
@@ -27,11 +27,15 @@ _NAMED = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One served method: how it is called, batched and typed."""
+    """One served method: how it is called, batched and typed; `stream` where it is a generator.
+
+    The annotation of a generator's result, in `hints`, is that of one value.
+    """
 
     name: str
     signature: Signature
     batching: BatchingConfig = field(default_factory=BatchingConfig)
+    stream: bool = False
     hints: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -126,9 +130,13 @@ class MethodSpec:
             raise InvalidArgument(f"{self.name}() takes a batch of at least one item; this one is empty.")
 
     def unpack(self, arrays: Sequence[Array], extra: str) -> Call:
-        """The call that `pack` packed; their batch axis where the method expects it."""
-        more = json.loads(extra) if extra else {}
-        columns, kwargs, args = more.get("columns", {}), dict(more.get("kwargs", {})), []
+        """The call that `pack` packed; their batch axis where the method expects it.
+
+        InvalidArgument where `extra` is not what `pack` writes: any client of Triton may send it.
+        """
+        columns, beside = _beside(extra) if extra else ({}, {})
+        args: list[Any] = []
+        kwargs = dict(beside)
         keywords = {p.name for p in self.signature.parameters or () if p.kind in _NAMED}
         for spec, array in zip(self.inputs, arrays, strict=True):
             value = self._unwire(array, self.signature.batch_dim[0], spec)
@@ -138,6 +146,8 @@ class MethodSpec:
                 kwargs[spec.name] = value
             else:
                 args.append(value)
+        if beside:
+            self._check_received(args, kwargs)
         return Call(self, tuple(args), kwargs)
 
     def pack_result(self, result: Any) -> list[Array]:
@@ -202,6 +212,18 @@ class MethodSpec:
 
     # ---- blobs ----------------------------------------------------------------------------------------------------
 
+    def decode(self, blob: payload.Buffer) -> Call:
+        """The call that came as a blob."""
+        args, kwargs = _arguments(payload.decode(blob))
+        self._check_received(args, kwargs)
+        return self.rebuild(args, kwargs)
+
+    def _check_received(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        try:
+            self.check(args, kwargs)
+        except TypeError as error:
+            raise InvalidArgument(str(error)) from None
+
     def rebuild(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """A call whose arguments came as plain values: annotated dataclasses and pydantic models are made anew."""
         if not self.hints:
@@ -234,6 +256,14 @@ class MethodSpec:
         return payload.rebuild(value, self.hints.get("return", Any))
 
 
+def method_named(methods: Mapping[str, MethodSpec], name: str) -> MethodSpec:
+    """The method that a request names, the first for none; NotFound where there is none of that name."""
+    method = methods.get(name) if name else next(iter(methods.values()))
+    if method is None:
+        raise NotFound(f"This entry has no method {name!r}; it has {', '.join(methods)}.")
+    return method
+
+
 def methods_of(cls: type[Runnable], batching: Callable[[str], BatchingConfig]) -> dict[str, MethodSpec]:
     """The served methods of a Runnable class with all that their definitions tell."""
     return {name: _method(name, getattr(cls, name), s, batching(name)) for name, s in signatures(cls).items()}
@@ -242,18 +272,21 @@ def methods_of(cls: type[Runnable], batching: Callable[[str], BatchingConfig]) -
 def _method(name: str, function: Callable[..., Any], signature: Signature, batching: BatchingConfig) -> MethodSpec:
     hints: dict[str, Any] = {}
     plain = inspect.unwrap(function)
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+    stream = inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain)
+    if stream and signature.batchable:
         raise InvalidArgument(
-            f"The method {name}() is a generator, which runners cannot stream yet: let it return a list."
+            f"The method {name}() is a generator, whose calls cannot share a batch: mark it without `batchable=True`."
         )
     if signature.parameters is None:
         hints = _hints(function)
+        if stream and "return" in hints:
+            hints["return"] = _yielded(hints["return"])
         parameters = Parameter.all_of(function)
         signature = replace(signature, parameters=parameters[1:] if parameters else None)
         signature = replace(
             signature, inputs=_inputs(signature, hints), outputs=signature.outputs or _outputs(hints.get("return"))
         )
-    return MethodSpec(name, signature, batching, hints)
+    return MethodSpec(name, signature, batching, stream, hints)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -262,6 +295,11 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  # annotations are the user's own code, and may name what is not imported
         logger.debug("The annotations of %s cannot be read: %s", function, error)
         return {}
+
+
+def _yielded(annotation: Any) -> Any:
+    """What one value is annotated as: X of Iterator[X], AsyncGenerator[X, None] and their like."""
+    return next(iter(typing.get_args(annotation)), Any)
 
 
 def _inputs(signature: Signature, hints: Mapping[str, Any]) -> tuple[TensorSpec, ...] | None:
@@ -304,7 +342,27 @@ def _all_arrays(values: Sequence[Any]) -> bool:
 def _frame(value: Array, columns: Sequence[str]) -> Any:
     import pandas as pd  # a worker need not have pandas unless a data frame was sent
 
-    return pd.DataFrame(value, columns=list(columns))
+    try:
+        return pd.DataFrame(value, columns=list(columns))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"The columns {columns!r} do not fit the tensor: {sentence(error)}.") from None
+
+
+def _beside(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What travels with tensors: the columns of frames, and arguments by name."""
+    try:
+        more = json.loads(extra)
+        return dict(more.get("columns", {})), dict(more.get("kwargs", {}))
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"The parameter 'arguments' is not what adapter sends: {sentence(error)}.") from None
+
+
+def _arguments(decoded: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if isinstance(decoded, (tuple, list)) and len(decoded) == 2:
+        args, kwargs = decoded
+        if isinstance(args, (tuple, list)) and isinstance(kwargs, dict) and all(isinstance(name, str) for name in kwargs):
+            return args, kwargs
+    raise InvalidArgument("The blob of a request to an entry is the arguments of a call, by position and by name.")
 
 
 def described(value: Any) -> str:

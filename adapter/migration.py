@@ -19,6 +19,18 @@ _MARK = "bentoml"
 MODULES: Mapping[str, str] = {
     "bentoml.sklearn": "adapter.sklearn",
     "bentoml.picklable_model": "adapter.picklable_model",
+    "bentoml.catboost": "adapter.catboost",
+    "bentoml.lightgbm": "adapter.lightgbm",
+    "bentoml.onnx": "adapter.onnx",
+    "bentoml.xgboost": "adapter.xgboost",
+    "bentoml.diffusers": "adapter.diffusers",
+    "bentoml.mlflow": "adapter.mlflow",
+    "bentoml.easyocr": "adapter.easyocr",
+    "bentoml.fastai": "adapter.fastai",
+    "bentoml.tensorflow": "adapter.tensorflow",
+    "bentoml.pytorch_lightning": "adapter.pytorch_lightning",
+    "bentoml.torchscript": "adapter.torchscript",
+    "bentoml.pytorch": "adapter.pytorch",
 }
 _SIGNATURE = ("batchable", "batch_dim", "input_spec", "output_spec")
 

@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import cloudpickle
 import numpy as np
 
+from adapter import payload
 from adapter.exceptions import InvalidArgument, StateException
 from adapter.tag import Tag
 from adapter.tensor import TensorSpec
@@ -27,6 +29,7 @@ V = TypeVar("V")
 
 DEFAULT_MAX_BATCH_SIZE = 100
 DEFAULT_MAX_LATENCY_MS = 60_000
+DEFAULT_MAX_WAIT_MS = 0
 
 
 @dataclass(frozen=True)
@@ -140,18 +143,30 @@ def tensor_specs(spec: Any, prefix: str, batch_dim: int | None) -> tuple[TensorS
 
 @dataclass(frozen=True)
 class BatchingConfig:
-    """Limits on the batches of one method: items in one, and milliseconds that a call may wait for its turn."""
+    """Limits on the batches of one method.
+
+    `max_batch_size` items are in one; a call is answered within `max_latency_ms`, or not at all; Triton may keep it
+    back for `max_wait_ms`, so that others join it.
+    """
 
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     max_latency_ms: float = DEFAULT_MAX_LATENCY_MS
+    max_wait_ms: float = DEFAULT_MAX_WAIT_MS
 
     def __post_init__(self) -> None:
         if isinstance(self.max_batch_size, bool) or not isinstance(self.max_batch_size, int) or self.max_batch_size < 1:
             raise InvalidArgument(f"max_batch_size is a whole number from 1 on, not {self.max_batch_size!r}.")
-        if isinstance(self.max_latency_ms, bool) or not isinstance(self.max_latency_ms, (int, float)):
-            raise InvalidArgument(f"max_latency_ms is a number of milliseconds, not {self.max_latency_ms!r}.")
+        for name in ("max_latency_ms", "max_wait_ms"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidArgument(f"{name} is a number of milliseconds, not {value!r}.")
         if not 0 < self.max_latency_ms < math.inf:
             raise InvalidArgument(f"max_latency_ms is a finite number above 0, not {self.max_latency_ms!r}.")
+        if not 0 <= self.max_wait_ms < self.max_latency_ms:
+            raise InvalidArgument(
+                f"max_wait_ms is a number from 0 on and below max_latency_ms ({self.max_latency_ms:g}), not "
+                f"{self.max_wait_ms!r}."
+            )
 
 
 @dataclass(frozen=True)
@@ -233,6 +248,7 @@ class Model:
     """
 
     CUSTOM_OBJECTS: ClassVar[str] = "custom_objects.pkl"
+    SAMPLE: ClassVar[str] = "sample.bin"
 
     def __init__(self, info: ModelInfo, folder: Path | None) -> None:
         self.info = info
@@ -280,9 +296,34 @@ class Model:
         objects: dict[str, Any] = cloudpickle.loads(file.read_bytes())
         return objects
 
+    @property
+    def sample(self) -> Any:
+        """The rows of the input that were given as `sample` when the model was saved, None where there were none."""
+        file = self.folder / self.SAMPLE
+        return payload.decode(file.read_bytes()) if file.exists() else None
+
     def with_options(self, **options: Any) -> Model:
-        """The same model with some of the options of its framework changed."""
-        return Model(dataclasses.replace(self.info, options={**self.info.options, **options}), self._folder)
+        """The same model with some of the options of its framework changed; InvalidArgument where it has no such.
+
+        Where `partial_kwargs` change, what the method returns is no longer known, so its calls travel as blobs.
+        """
+        given = plain(options, "options")
+        # a model that was saved without a framework has the options that it was given
+        own = self.info.module.startswith("adapter.")
+        known = {*self.info.options, *(self._framework.framework.options if own else options)}
+        for option in options:
+            if option not in known:
+                raise InvalidArgument(
+                    f"A model of {self.info.module} has no option {option!r}; it has {', '.join(sorted(known))}."
+                )
+        before, changed = self.info.options, {**self.info.options, **given}
+        signatures = {
+            method: signature
+            if _partial(before, method) == _partial(changed, method)
+            else dataclasses.replace(signature, outputs=None)
+            for method, signature in self.info.signatures.items()
+        }
+        return Model(dataclasses.replace(self.info, options=changed, signatures=signatures), self._folder)
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """The native object, loaded once where no arguments are given."""
@@ -320,3 +361,45 @@ class Model:
 
     def __repr__(self) -> str:
         return f'Model(tag="{self.tag}")'
+
+
+def _partial(options: Mapping[str, Any], method: str) -> Any:
+    """The keyword arguments of each call of a method, where they are what they should be."""
+    found = options.get("partial_kwargs")
+    return found.get(method) if isinstance(found, Mapping) else found
+
+
+def plain(value: Any, where: str) -> Any:
+    """`value` as YAML and JSON can both write it: numpy and pandas values as numbers, text, lists and dicts.
+
+    InvalidArgument names the place of a value that has no such form.
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = (value.astype(str) if value.dtype.kind in "mM" else value).tolist()
+    elif isinstance(value, Enum):
+        value = value.value
+    elif hasattr(value, "to_dict"):  # a DataFrame or a Series
+        value = value.to_dict()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        for kind in (bool, int, float, str):
+            if isinstance(value, kind):
+                return kind(value)  # YAML refuses subclasses, such as the strings of some libraries
+        return None
+    if isinstance(value, Mapping):
+        return {_plain_key(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hasattr(value, "isoformat"):  # a date or a time
+        return value.isoformat()
+    raise InvalidArgument(
+        f"{where} holds a value of type {type(value).__name__}, which model.yaml cannot: give numbers, text, dates, "
+        "lists and dicts, and anything else as custom_objects={…}."
+    )
+
+
+def _plain_key(key: Any, where: str) -> str | int | float | bool:
+    found = plain(key, where)
+    if found is None or isinstance(found, (dict, list)):
+        raise InvalidArgument(f"{where} has the key {key!r}, which model.yaml cannot hold: use text or a number.")
+    result: str | int | float | bool = found
+    return result

@@ -12,17 +12,15 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cloudpickle
-import numpy as np
 
 from adapter import __version__
 from adapter.exceptions import InvalidArgument
-from adapter.model import Model, ModelInfo, Signature
+from adapter.model import Model, ModelInfo, Signature, plain
 from adapter.tag import Tag
 
 if TYPE_CHECKING:
@@ -170,39 +168,3 @@ def _by_value(modules: Iterable[ModuleType]) -> Iterator[None]:
     finally:
         for module in added:
             cloudpickle.unregister_pickle_by_value(module)
-
-
-def plain(value: Any, where: str) -> Any:
-    """`value` as YAML and JSON can both write it: numpy and pandas values as numbers, text, lists and dicts.
-
-    InvalidArgument names the place of a value that has no such form.
-    """
-    if isinstance(value, (np.generic, np.ndarray)):
-        value = (value.astype(str) if value.dtype.kind in "mM" else value).tolist()
-    elif isinstance(value, Enum):
-        value = value.value
-    elif hasattr(value, "to_dict"):  # a DataFrame or a Series
-        value = value.to_dict()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        for kind in (bool, int, float, str):
-            if isinstance(value, kind):
-                return kind(value)  # YAML refuses subclasses, such as the strings of some libraries
-        return None
-    if isinstance(value, Mapping):
-        return {_plain_key(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (tuple, builtins.list)):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if hasattr(value, "isoformat"):  # a date or a time
-        return value.isoformat()
-    raise InvalidArgument(
-        f"{where} holds a value of type {type(value).__name__}, which model.yaml cannot: give numbers, text, dates, "
-        "lists and dicts, and anything else as custom_objects={…}."
-    )
-
-
-def _plain_key(key: Any, where: str) -> str | int | float | bool:
-    found = plain(key, where)
-    if found is None or isinstance(found, (dict, builtins.list)):
-        raise InvalidArgument(f"{where} has the key {key!r}, which model.yaml cannot hold: use text or a number.")
-    result: str | int | float | bool = found
-    return result

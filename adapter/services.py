@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
+import logging
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
 
@@ -23,6 +24,8 @@ from adapter.runner import Runner
 from adapter.tag import valid_name
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger("adapter.server")
 
 RESERVED = frozenset({"index", "swagger", "docs", "metrics", "healthz", "livez", "readyz", "static_content"})
 _CONTEXT_NAMES = ("ctx", "context")
@@ -47,6 +50,7 @@ class API:
     output: IODescriptor[Any]
     doc: str
     ctx_param: str | None = None
+    task: bool = False
 
     @property
     def needs_ctx(self) -> bool:
@@ -58,8 +62,8 @@ class API:
 
     @property
     def multi_input(self) -> bool:
-        """Whether the input is a Multipart: the function takes its parts, and the Context, by keyword."""
-        return bool(self.input.parts)
+        """Whether the input is a dict of arguments: the function takes them, and the Context, by keyword."""
+        return self.input.by_name
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,47 @@ class Mount:
     path: str
     app: ASGIApp
     name: str | None = None
+
+
+class Life:
+    """A service as one application has it: its APIs and mounts, its hooks, and what it says of its own health."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.instance: Any = None
+        self.apis: Mapping[str, API] = service.apis
+        self.mounts: Sequence[Mount] = service.mounts
+
+    async def start(self, context: Context) -> None:
+        """Run what stands before the first request; what a hook raises goes on."""
+        for hook in self.service.startup_hooks:
+            await awaited(hook(context))
+
+    async def stop(self, context: Context) -> None:
+        """Run every shutdown hook, also after one that failed."""
+        for hook in self.service.shutdown_hooks:
+            await ended(hook, context)
+
+    async def alive(self) -> bool:
+        """Whether the service itself says that it lives."""
+        return True
+
+    async def not_ready(self) -> str:
+        """Why the service itself says that it cannot be called; "" where it does not."""
+        return ""
+
+
+async def awaited(value: Any) -> Any:
+    """A result, waited for where it can be."""
+    return await value if inspect.isawaitable(value) else value
+
+
+async def ended(hook: Callable[..., Any], *args: Any) -> None:
+    """Run one shutdown hook; the log tells where it fails, and the others are not hurt."""
+    try:
+        await awaited(hook(*args))
+    except Exception:
+        logger.exception("The shutdown hook %s failed.", getattr(hook, "__name__", hook))
 
 
 class Service:
@@ -98,6 +143,35 @@ class Service:
         self.middlewares: list[tuple[Callable[..., ASGIApp], dict[str, Any]]] = []
         self.import_string: str | None = None
         self.working_dir: str | None = None
+
+    def life(self, state: Mapping[str, Any]) -> Life:
+        """What one application has of this service; `state` is the `ctx.state` of its process."""
+        return Life(self)
+
+    @property
+    def config(self) -> Mapping[tuple[str, ...], Any]:
+        """Settings of the server that stand in the code, by their keys below `api_server`."""
+        return {}
+
+    @property
+    def uses(self) -> Sequence[Service]:
+        """The other services that this one uses."""
+        return ()
+
+    @property
+    def classes(self) -> Sequence[type]:
+        """The class that a class-based service was made of, and its parents."""
+        return ()
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What the code says of the service for people and programs that look at its OpenAPI document."""
+        return {}
+
+    @property
+    def envs(self) -> Mapping[str, str]:
+        """Variables of the environment that stand in the code."""
+        return {}
 
     @property
     def doc(self) -> str:

@@ -27,8 +27,10 @@ from adapter.kinds import (
     STRING,
     STRINGS,
     TEXTS,
+    VALUES,
     Kind,
     choice,
+    choices,
     number,
     optional,
     whole,
@@ -42,6 +44,10 @@ DEFAULT_THREADS = 40
 DEFAULT_MAX_BODY_BYTES = 100 << 20
 DEFAULT_NAMESPACE = "adapter_api_server"
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+# backends of Triton, beside the python one, that saved models can be converted for
+BACKENDS = ("onnxruntime", "fil", "pytorch", "openvino")
+METHODS = "runnable_method_configs"
 
 T = TypeVar("T")
 Keys = tuple[str, ...]  # the keys that lead to a setting
@@ -171,6 +177,7 @@ class ApiServer:
 class RunnerResources:
     cpu: float | str | None = _is(optional(CPU), None)
     nvidia_gpu: float | tuple[int, ...] | str | None = _is(optional(GPUS), None, key="nvidia.com/gpu")
+    custom: Mapping[str, Any] | None = _is(optional(VALUES), None)
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,7 @@ class RunnerTraffic:
 class MethodBatching:
     max_batch_size: int | None = _is(optional(whole(1)), None)
     max_latency_ms: float | None = _is(optional(number(0, open_low=True)), None)
+    max_wait_ms: float | None = _is(optional(number(0)), None)
 
 
 @dataclass(frozen=True)
@@ -244,13 +252,15 @@ class Tracing:
 class Triton:
     """A Triton that runs elsewhere: its gRPC address, the manifest of its repository, and its page of metrics.
 
-    Without `url` an engine runs here, on `repository` (None: a temporary folder).
+    Without `url` an engine runs here, on `repository` (None: a temporary folder). `backends` are those that
+    `adapter export` converts saved models for, the first that can serve a model first.
     """
 
     url: str | None = _is(optional(ADDRESS, "an engine of its own"), None)
     manifest: Path | None = field(default=None, metadata=_A_PATH)
     metrics_url: str | None = _is(optional(STRING), None)
     repository: Path | None = field(default=None, metadata=_A_PATH)
+    backends: tuple[str, ...] = _is(choices(*BACKENDS), ())
 
 
 @dataclass(frozen=True)
@@ -262,6 +272,10 @@ class Settings:
     runners: Runners = Runners()
     tracing: Tracing = Tracing()
     triton: Triton = Triton()
+    # settings below `api_server` by the name of a class-based service, their keys with dots between them
+    services: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, metadata={"carried": dict})
+    # those of `api_server` that are said in the environment or by flags, which nothing in code or a file changes
+    strong: tuple[str, ...] = field(default=(), metadata={"carried": tuple})
 
     def to_json(self) -> str:
         """The settings for another process."""
@@ -279,6 +293,8 @@ def _from_plain(record: type[T], values: Mapping[str, Any]) -> T:
         value = values[f.name]
         if "kind" in f.metadata:
             found[f.name] = f.metadata["kind"].read(value)
+        elif "carried" in f.metadata:
+            found[f.name] = f.metadata["carried"](value)
         elif "each" in f.metadata:
             found[f.name] = {name: _from_plain(f.metadata["each"], each) for name, each in value.items()}
         else:
@@ -296,7 +312,7 @@ def kinds(record: type[Any]) -> dict[Keys, Kind]:
     for f in dataclasses.fields(record):
         if "kind" in f.metadata:
             found[(_key(f),)] = f.metadata["kind"]
-        elif "each" not in f.metadata and types[f.name] is not Runners:
+        elif not {"each", "carried"} & f.metadata.keys() and types[f.name] is not Runners:
             found |= {(_key(f), *keys): kind for keys, kind in kinds(types[f.name]).items()}
     return found
 
@@ -331,9 +347,15 @@ def flat(record: Any) -> dict[Keys, Any]:
             found[(_key(f),)] = value
         elif "each" in f.metadata:
             found |= {(_key(f), name, *keys): v for name, each in value.items() for keys, v in flat(each).items()}
-        elif not isinstance(value, Runners):
+        elif not isinstance(value, Runners) and "carried" not in f.metadata:
             found |= {(_key(f), *keys): v for keys, v in flat(value).items()}
     return found
+
+
+def with_values(record: T, values: Mapping[Keys, Any]) -> T:
+    """The record with other values at some keys, each read as its kind; WrongKind where one is not of it."""
+    known = kinds(type(record))
+    return made(type(record), {**flat(record), **{keys: known[keys].read(value) for keys, value in values.items()}})
 
 
 def _key(f: dataclasses.Field[Any]) -> str:

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter.client import Options, SyncHTTPClient
-from adapter.exceptions import StateException
+from adapter.exceptions import InvalidArgument, StateException
 from adapter.loader import load_service
 from adapter.server.app import LocalRunners, create_app
 from adapter.server.metrics import ServerMetrics
@@ -41,8 +41,12 @@ class TestClient(SyncHTTPClient):
 
     __test__ = False  # pytest takes classes of such names for tests
 
-    def __init__(self, service: Service | str, settings: Settings | None = None, **options: Unpack[Options]) -> None:
+    def __init__(
+        self, service: Service | type | str, settings: Settings | None = None, **options: Unpack[Options]
+    ) -> None:
         options.setdefault("retries", 0)
+        if isinstance(service, type):
+            raise InvalidArgument(f"{service.__name__} is a class without @adapter.service, so it is no service.")
         service = service if isinstance(service, Service) else load_service(service)
         settings = settings or Settings()
         tune(service, settings.runners)

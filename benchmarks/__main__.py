@@ -46,11 +46,21 @@ def main() -> None:
 @click.option("--seconds", type=click.IntRange(min=1), default=Effort.seconds, show_default=True, help="Of each round.")
 @click.option("--connections", metavar="N,N…", callback=_connections, help="Instead of each scenario's own.")
 @click.option(
+    "--requests", type=click.IntRange(min=100), default=Effort.requests, show_default=True, help="Of `soak`, in all."
+)
+@click.option(
     "--results", type=click.Path(file_okay=False, path_type=Path), default=RESULTS, help="The folder to write to."
 )
-def run(names: Sequence[str], rounds: int, seconds: int, connections: tuple[int, ...] | None, results: Path) -> None:
-    """Run scenarios (by default all but the peers), print their tables, and write them as JSON, plot and page."""
-    effort = Effort(rounds=rounds, seconds=seconds, connections=connections)
+def run(
+    names: Sequence[str],
+    rounds: int,
+    seconds: int,
+    connections: tuple[int, ...] | None,
+    requests: int,
+    results: Path,
+) -> None:
+    """Run scenarios (by default most of them: see `list`), print tables, and write them as JSON, plot and page."""
+    effort = Effort(rounds=rounds, seconds=seconds, connections=connections, requests=requests)
     for scenario in _chosen(names):
         findings = measure(scenario, effort)
         click.echo(f"\n## {findings.title}\n\n{report.table(findings)}")
@@ -119,7 +129,7 @@ def write(findings: Findings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(findings.to_dict(), indent=1)
     (folder / f"{findings.scenario}.json").write_text(text + "\n", encoding="utf-8")
-    if findings.measurements:
+    if findings.measurements or findings.courses:
         plot.draw(findings, folder / f"{findings.scenario}.svg")
     order = list(scenarios())
     written = [Findings.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*.json")]

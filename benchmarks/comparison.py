@@ -27,6 +27,7 @@ class Effort:
     seconds: float = 4
     warm_up_s: float = 1
     connections: tuple[int, ...] | None = None
+    requests: int = 500_000  # of scenarios that send a number of them
 
 
 @dataclass(frozen=True)

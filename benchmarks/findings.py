@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.load import Reading
 
@@ -73,6 +73,11 @@ class Ratio:
     ceiling: float | None = None
     aim: float | None = None
     only: bool = False  # at `at` and nowhere else
+    sign: ClassVar[str] = "/"
+
+    def value(self, top: float, bottom: float) -> float:
+        """One figure by the other."""
+        return top / bottom
 
     def of(self, measurements: Sequence[Measurement]) -> list[Check]:
         """The ratio at each number of connections that both were measured at."""
@@ -83,10 +88,29 @@ class Ratio:
             limited = self.at in (None, connections)
             if top is None or not bottom or (self.only and not limited):
                 continue
-            name = f"{_FIGURES[self.figure]} {self.top}/{self.bottom} at {connections}"
+            name = f"{_FIGURES[self.figure]} {self.top}{self.sign}{self.bottom} at {connections}"
             limits = (self.floor, self.ceiling, self.aim) if limited else (None, None, None)
-            checks.append(Check(name, top / bottom, *limits))
+            checks.append(Check(name, self.value(top, bottom), *limits))
         return checks
+
+
+@dataclass(frozen=True)
+class Difference(Ratio):
+    """By how much one contender's figure is above another's."""
+
+    sign: ClassVar[str] = " - "
+
+    def value(self, top: float, bottom: float) -> float:
+        """One figure less the other."""
+        return top - bottom
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a figure went: its name, and its value after so many requests, in MiB."""
+
+    name: str
+    points: tuple[tuple[int, float], ...]
 
 
 _FIGURES = {"requests_per_s": "req/s", "p50_ms": "p50", "p99_ms": "p99"}
@@ -102,6 +126,7 @@ class Findings:
     measurements: tuple[Measurement, ...] = ()
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    courses: tuple[Course, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)
@@ -118,4 +143,5 @@ class Findings:
             tuple(Measurement(**{**m, "rounds": tuple(m["rounds"])}) for m in record["measurements"]),
             tuple(Check(**{k: v for k, v in c.items() if k != "met"}) for c in record["checks"]),
             tuple(record["notes"]),
+            tuple(Course(c["name"], tuple((n, value) for n, value in c["points"])) for c in record.get("courses", ())),
         )

@@ -14,8 +14,32 @@ _WIDTH = 0.8  # of all bars at one number of connections
 
 
 def draw(findings: Findings, path: Path) -> None:
-    """Write requests a second and latency of each contender, side by side, at each number of connections."""
+    """Write what was measured as a plot: the contenders side by side, or how memory went."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
+    if findings.measurements:
+        _contenders(figure, findings)
+    else:
+        _courses(figure, findings)
+    figure.suptitle(f"{findings.title}\n{findings.machine['CPU']}, {findings.machine['CPUs']} CPUs", fontsize=10)
+    with mpl.rc_context(
+        {"svg.hashsalt": findings.scenario, "svg.fonttype": "none"}
+    ):  # so that the same findings are the same file
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _courses(figure: Figure, findings: Findings) -> None:
+    axes = figure.subplots()
+    axes.set_title("memory in MiB after so many requests")
+    for course in findings.courses:
+        axes.plot(*zip(*course.points, strict=True), marker=".", label=course.name)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+
+
+def _contenders(figure: Figure, findings: Findings) -> None:
+    """Requests a second and latency of each contender, at each number of connections."""
     rate, latency = figure.subplots(1, 2)
     rate.set_title("requests a second")
     latency.set_title("latency in ms, from p50 to p99")
@@ -37,9 +61,4 @@ def draw(findings: Findings, path: Path) -> None:
         axes.set_xticks(range(len(connections)), [str(c) for c in connections])
         axes.set_xlabel("connections")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{findings.title}\n{findings.machine['CPU']}, {findings.machine['CPUs']} CPUs", fontsize=10)
     figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    with mpl.rc_context(
-        {"svg.hashsalt": findings.scenario, "svg.fonttype": "none"}
-    ):  # so that the same findings are the same file
-        figure.savefig(path, metadata={"Date": None})

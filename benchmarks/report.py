@@ -26,7 +26,7 @@ def table(findings: Findings) -> str:
         parts.append(grid(("", "what", "connections", "req/s", "p50 ms", "p99 ms", "spread"), rows, left=2))
     if findings.checks:
         checks = [(c.name, f"{c.value:.2f}", _limit(c), _number(c.aim), _verdict(c)) for c in findings.checks]
-        parts.append(grid(("ratio", "found", "limit", "aim", ""), checks, left=1))
+        parts.append(grid(("figure", "found", "limit", "aim", ""), checks, left=1))
     parts += [f"- {note}" for note in findings.notes]
     return "\n\n".join(parts)
 
@@ -49,7 +49,7 @@ def page(all_findings: Iterable[Findings]) -> str:
             parts.append("\n".join(f"- {name}: {value}" for name, value in told.items()) + f"\n- when: {when}")
             machine = told
         parts.append(table(findings))
-        if findings.measurements:
+        if findings.measurements or findings.courses:
             parts.append(f"![{findings.title}]({findings.scenario}.svg)")
     return "\n\n".join(parts) + "\n"
 

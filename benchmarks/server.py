@@ -23,6 +23,14 @@ _STOP_S = 20.0
 _POLL_S = 0.05
 _SHOWN_LINES = 15
 _ACCESS_LOG = "adapter.access"
+# what stands in the command line of each; the first that does counts
+_KINDS = {
+    "front": b"adapter.server.front",
+    "worker": b"adapter.triton.worker",
+    "stub": b"triton_python_backend_stub",
+    "engine": b"bin/tritonserver",
+    "launcher": b"adapter\0serve",
+}
 
 
 def free_port() -> int:
@@ -76,6 +84,17 @@ class Server:
     def workers(self) -> list[int]:
         """The processes that answer requests: the front processes of `adapter serve`, else the server itself."""
         return [pid for pid in _below(self._process.pid) if _is_front(pid)] or [self._process.pid]
+
+    def processes(self) -> dict[str, list[int]]:
+        """All processes by their kind: those of `adapter serve`."""
+        found: dict[str, list[int]] = {kind: [] for kind in _KINDS}
+        for pid in sorted((self._process.pid, *_below(self._process.pid))):
+            with contextlib.suppress(OSError):
+                arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+                kind = next((kind for kind, mark in _KINDS.items() if mark in arguments), None)
+                if kind is not None:
+                    found[kind].append(pid)
+        return found
 
     def pause(self) -> None:
         """Give it, and all that it started, no time until `resume`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from benchmarks.server import HOST, Server, free_port
 
 ROOT = Path(__file__).parents[1]
 IRIS = ROOT / "examples" / "iris"
+STUBS = Path(__file__).with_name("stubs")
 _KEPT = ("ADAPTER_CACHE", "ADAPTER_TRITONSERVER", "ADAPTER_ENGINE_WHEEL")
 
 
@@ -107,6 +109,19 @@ class Stage:
         options = [f"--working-dir={working_dir}", f"--port={port}", f"--api-workers={workers}"]
         arguments = [program, "serve", target, *options, f"--repository={self.repository}"]
         return self.start(f"adapter serve {target}", arguments, port=port, ready="/readyz")
+
+    def export(self, target: str) -> None:
+        """Write a service into the repository, for `triton`."""
+        program = str(Path(sys.executable).with_name("adapter"))
+        self.run([program, "export", target, f"--repository={self.repository}"], ROOT)
+
+    def by_hand(self, entry: str, *, like: str, model: str) -> None:
+        """Write an entry with the configuration of another, whose model.py is a file of `benchmarks/stubs/`."""
+        folder = self.repository / entry
+        (folder / "1").mkdir(parents=True)
+        config = (self.repository / like / "config.pbtxt").read_text().replace(f'"{like}"', f'"{entry}"')
+        (folder / "config.pbtxt").write_text(config)
+        shutil.copyfile(STUBS / model, folder / "1" / "model.py")
 
     def uvicorn(self, app: str, *, workers: int = 1, env: Mapping[str, str] | None = None) -> Server:
         """uvicorn with the settings of our front processes, without an access log."""

@@ -11,11 +11,15 @@ from typing import Any
 
 import cloudpickle
 import joblib
+import lightgbm
 import numpy as np
 import pytest
+import xgboost
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from adapter import models, picklable_model, sklearn
@@ -364,6 +368,54 @@ def test_import_of_a_bentoml_picklable_model(tmp_path: Path) -> None:
     models.import_model(write_theirs(tmp_path / "plus", record, lambda f: f.write_bytes(cloudpickle.dumps(Plus(2)))))
     assert picklable_model.load_model("iris_clf")(3) == 5
     assert picklable_model.get("iris_clf").info.signatures["__call__"].parameters == (Parameter("x"),)
+
+
+def write_xgboost(folder: Path) -> None:
+    matrix = xgboost.DMatrix(IRIS, [0, 1, 0, 1])
+    xgboost.train({"objective": "binary:logistic"}, matrix, 1).save_model(folder / "saved_model.ubj")
+
+
+def write_xgboost_classifier(folder: Path) -> None:
+    xgboost.XGBClassifier(n_estimators=1).fit(IRIS, [0, 1, 0, 1]).save_model(folder / "saved_model.ubj")
+
+
+def write_lightgbm(folder: Path) -> None:
+    data = lightgbm.Dataset(IRIS, [0, 1, 0, 1])
+    lightgbm.train({"objective": "binary", "verbose": -1}, data, 1).save_model(folder / "saved_model.ubj")
+
+
+def write_onnx(folder: Path) -> None:
+    model = LogisticRegression().fit(IRIS, [0, 1, 0, 1])
+    made = to_onnx(model, IRIS.astype("float32"), options={"zipmap": False})
+    (folder / "saved_model.onnx").write_bytes(made.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "method", "write", "tensors"),
+    [
+        ("xgboost", {"model_class": "Booster"}, "predict", write_xgboost, ("data", "float32", ["float32"])),
+        ("xgboost", {}, "predict", write_xgboost, ("data", "float32", ["float32"])),
+        ("xgboost", {"model_class": "XGBClassifier"}, "predict", write_xgboost_classifier, ("X", "float32", ["int64"])),
+        ("lightgbm", {}, "predict", write_lightgbm, ("data", "float64", ["float64"])),
+        (
+            *("onnx", {"providers": None, "input_specs": {"run": []}}, "run", write_onnx),
+            ("X", "float32", ["int64", "float32"]),
+        ),
+    ],
+)
+def test_import_of_a_bentoml_model_of_another_library(
+    tmp_path: Path, module: str, options: dict[str, Any], method: str, write: Callable[[Path], None], tensors: Any
+) -> None:
+    signatures = {method: {"batchable": True, "batch_dim": [0, 0]}}
+    record = theirs(f"bentoml.{module}", options=options, signatures=signatures)
+    model = models.import_model(write_theirs(tmp_path / "theirs", record, lambda file: write(file.parent)))
+    signature = model.info.signatures[method]
+    (rows,) = signature.inputs or ()
+    assert (rows.name, rows.dtype, [s.dtype for s in signature.outputs or ()]) == tensors
+    runner = model.to_runner()
+    runner.init_local(quiet=True)
+    assert len(runner.run(IRIS)) == (4 if method == "predict" else 2)
+    runner.destroy()
 
 
 def test_import_of_a_bentoml_model_that_cannot_be_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -69,7 +69,11 @@ ROOMS = {
     "pytest": ("pytest_plugin",),
     "anyio": ("io", "server", "client"),
     "click": ("cli",),
-    "torch": ("payload", "frameworks.torch", "frameworks.transformers", "triton.exporters.pytorch"),
+    "torch": (
+        "payload",
+        "triton.exporters.pytorch",
+        *(f"frameworks.{name}" for name in ("pytorch", "torchscript", "transformers", "diffusers", "fastai")),
+    ),
     "sklearn": ("frameworks.sklearn",),
     "joblib": ("frameworks.sklearn",),
     "xgboost": ("frameworks.xgboost",),
@@ -80,9 +84,15 @@ ROOMS = {
     "openvino": ("triton.exporters.openvino",),
     "skl2onnx": ("triton.exporters.graph",),
     "treelite": ("triton.exporters.fil",),
-    "tensorflow": ("frameworks.tensorflow", "frameworks.keras"),
-    "keras": ("frameworks.keras", "frameworks.tensorflow"),
+    "tensorflow": ("frameworks.tensorflow",),
+    "keras": ("frameworks.keras",),
     "transformers": ("frameworks.transformers",),
+    "diffusers": ("frameworks.diffusers",),
+    "flax": ("frameworks.flax",),
+    "jax": ("frameworks.flax",),
+    "fastai": ("frameworks.fastai",),
+    "mlflow": ("frameworks.mlflow",),
+    "easyocr": ("frameworks.easyocr",),
 }
 # files that import the libraries of saved models, each inside functions
 CONVERSIONS = ("frameworks.", "triton.exporters.")

@@ -172,3 +172,18 @@ def test_load_is_a_public_name_of_the_package(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == f'adapter.Service(name="s", import_str="service:svc", working_dir="{tmp_path}")'
+
+
+def test_module_of_classes_leads_to_the_one_that_no_other_uses(folder: Path) -> None:
+    module = write(
+        folder,
+        "import adapter\n"
+        "@adapter.service\n"
+        "class Inner: pass\n"
+        "@adapter.service\n"
+        "class Outer:\n"
+        "    inner = adapter.depends(Inner)\n",
+    )
+    found = load_service(module)
+    assert (found.name, found.import_string) == ("outer", f"{module}:Outer")
+    assert load_service(f"{module}:Inner").name == "inner"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -115,20 +116,50 @@ def test_limits_are_asked_for_each_method() -> None:
     assert {name: m.batching.max_batch_size for name, m in found.items()} == {n: len(n) for n in TYPED}
 
 
-def test_generator_is_refused_with_a_sentence() -> None:
-    class Streaming(Runnable):
-        @Runnable.method
-        def words(self, text: str) -> Any:
-            yield from text.split()
+class Streaming(Runnable):
+    @Runnable.method
+    def words(self, text: str) -> Iterator[str]:
+        yield from text.split()
 
-    class AsyncStreaming(Runnable):
-        @Runnable.method
-        async def words(self, text: str) -> Any:
-            yield text
+    @Runnable.method
+    async def points(self, text: str) -> AsyncGenerator[dict[str, int], None]:
+        yield {text: 1}
 
-    for cls in (Streaming, AsyncStreaming):
-        with pytest.raises(InvalidArgument, match=r"words\(\) is a generator, which runners cannot stream yet"):
-            methods(cls)
+    @Runnable.method
+    def unknown(self, text):  # type: ignore[no-untyped-def]  # as many write it
+        yield text
+
+    @Runnable.method
+    def listed(self, text: str) -> list[str]:
+        return [*self.words(text)]
+
+
+def letters(self: Any, text: str) -> Iterator[str]:
+    yield from text
+
+
+Streaming.add_method(letters, "letters")
+
+
+def test_generators_are_streams_and_annotated_with_what_one_value_is() -> None:
+    found = methods(Streaming)
+    assert {name for name, method in found.items() if method.stream} == {"words", "points", "unknown", "letters"}
+    assert [found[n].hints.get("return") for n in ("words", "points", "unknown", "listed")] == [
+        str,
+        dict[str, int],
+        None,
+        list[str],
+    ]
+
+
+def test_generator_whose_calls_would_share_a_batch_is_refused() -> None:
+    class Batched(Runnable):
+        @Runnable.method(batchable=True)
+        def words(self, texts: list[str]) -> Iterator[list[str]]:
+            yield texts
+
+    with pytest.raises(InvalidArgument, match=r"words\(\) is a generator, whose calls cannot share a batch"):
+        methods(Batched)
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cloudpickle
 import pytest
@@ -68,7 +68,7 @@ def test_histogram() -> None:
 def test_summary_as_a_decorator() -> None:
     seconds = metrics.Summary("shop_seconds", "Seconds.")
 
-    @seconds.time()  # type: ignore[operator]  # prometheus_client's own timer, which decorates as well
+    @seconds.time()
     def work() -> int:
         return 7
 
@@ -90,33 +90,97 @@ def test_a_metric_in_a_pickle_is_that_of_its_name() -> None:
     assert _value("shop_pickled_count", a="x") == 1
 
 
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (lambda: metrics.Counter("wrong_a", "A.", registry=object()), "'wrong_a' cannot have a registry of its own"),  # type: ignore[arg-type]  # on purpose
-        (lambda: metrics.Counter("wrong b", "B."), "'wrong b' cannot be the name of a metric: use"),
-        (lambda: metrics.Counter("", "B."), "'' cannot be the name of a metric"),
-        (lambda: metrics.Histogram("wrong_c", "C.", buckets=[2, 1]), "'wrong_c' cannot be made: Buckets not in sorted"),
-        (lambda: metrics.Gauge("wrong_d", "D.", multiprocess_mode="x"), "'wrong_d' cannot be made: Invalid multi"),
-        (lambda: metrics.Counter("wrong_e", "E.", ["le", "__x"]), "'wrong_e' cannot be made: "),
-        (lambda: metrics.Counter("wrong_e", "E.", unit="m/s"), "'m/s' cannot be the unit: use"),
-        (lambda: metrics.Counter("wrong_e", "E.", ["é"]), "'é' cannot be the name of a label"),
-        (lambda: metrics.Counter("wrong_e", "E.", [1]), "1 cannot be the name of a label"),  # type: ignore[list-item]  # on purpose
-        (lambda: metrics.Counter("wrong_f", "F.", "kind"), r"give a list, such as \['kind'\]"),
-        (lambda: metrics.Counter("taken", "T.", ["a"]), "give this one another name"),
-        (lambda: metrics.Gauge("taken", "T."), "There is a metric 'taken' already"),
-        (lambda: metrics.Counter("taken", "T.").labels("x"), r"'taken' with the labels \[\]: No label names were set"),
-        (lambda: metrics.Counter("labelled", "L.", ["a"]).inc(), r"has labels: call `.labels\(a=…\)` first"),
-        (lambda: metrics.Counter("labelled", "L.", ["a"]).labels("x", "y"), "Incorrect label count"),
-        (lambda: metrics.Counter("labelled", "L.", ["a"]).labels(b=1), "Incorrect label names"),
-        (lambda: metrics.Counter("labelled", "L.", ["a"]).labels("x").labels("y"), "already has labels"),
-        (lambda: metrics.Counter("taken_total", "T."), "'taken_total' cannot be made: Duplicated timeseries"),
-    ],
-)
-def test_what_cannot_be_used_is_refused(make: Callable[[], Any], says: str) -> None:
+_WRONG = [
+    ('Counter("wrong_a", "A.", registry=object())', "'wrong_a' cannot have a registry of its own"),
+    ('Counter("wrong b", "B.")', "'wrong b' cannot be the name of a metric: use"),
+    ('Counter("", "B.")', "'' cannot be the name of a metric"),
+    ('Counter(7, "B.")', "7 cannot be the name of a metric"),
+    ('Counter("wrong_b", None)', "The documentation of 'wrong_b' is None: give a sentence"),
+    ('Histogram("wrong_c", "C.", buckets=[2, 1])', "The buckets of 'wrong_c' are [2, 1]: give numbers in rising order"),
+    ('Histogram("wrong_c", "C.", buckets=[1, 1])', "give numbers in rising order"),
+    ('Histogram("wrong_c", "C.", buckets=[])', "give numbers in rising order"),
+    ('Histogram("wrong_c", "C.", buckets=[float("nan")])', "give numbers in rising order"),
+    ('Histogram("wrong_c", "C.", buckets=[1, "x"])', "give numbers in rising order"),
+    ('Histogram("wrong_c", "C.", buckets=7)', "The buckets of 'wrong_c' are 7: give numbers in rising order"),
+    ('Gauge("wrong_d", "D.", multiprocess_mode="x")', "The multiprocess_mode of 'wrong_d' is 'x': there are livesum,"),
+    ('Counter("wrong_e", "E.", ["le", "__x"])', "'__x' cannot be a label of 'wrong_e': it is taken"),
+    ('Counter("wrong_e", "E.", ["a", "a"])', "'a' cannot be a label of 'wrong_e': it is taken"),
+    ('Histogram("wrong_e", "E.", ["le"])', "'le' cannot be a label of 'wrong_e': it is taken"),
+    ('Summary("wrong_e", "E.", ["quantile"])', "'quantile' cannot be a label of 'wrong_e': it is taken"),
+    ('Counter("wrong_e", "E.", unit="m/s")', "'m/s' cannot be the unit: use"),
+    ('Counter("wrong_e", "E.", ["é"])', "'é' cannot be the name of a label"),
+    ('Counter("wrong_e", "E.", [1])', "1 cannot be the name of a label"),
+    ('Counter("wrong_f", "F.", "kind")', "give a list, such as ['kind']"),
+    ('Counter("taken", "T.", ["a"])', "give 'taken' another name"),
+    ('Gauge("taken", "T.")', "There is a metric 'taken' already"),
+    ('Gauge("taken_total", "T.")', "There is a metric 'taken' already"),
+    ('Histogram("take", "T.", unit="n")\nmetrics.Gauge("take_n_sum", "T.")', "There is a metric 'take_n' already"),
+    ('Counter("taken", "T.").labels("x")', "has no labels: name them when it is made"),
+    ('Counter("labelled", "L.", ["a"]).inc()', "has labels: call `.labels(a=…)` first"),
+    (
+        'Counter("labelled", "L.", ["a"]).labels("x", "y")',
+        "other labels than `.labels('x', 'y')` gives: call",
+    ),
+    ('Counter("labelled", "L.", ["a"]).labels(b=1)', "other labels than `.labels(b=1)` gives: call `.labels(a=…)`"),
+    ('Counter("labelled", "L.", ["a"]).labels("x", a=1)', "other labels than `.labels('x', a=1)` gives"),
+    ('Counter("labelled", "L.", ["a"]).labels()', "other labels than `.labels()` gives"),
+    ('Counter("labelled", "L.", ["a"]).labels("x").labels("y")', "has its labels already"),
+]
+
+
+def _refusal(expression: str) -> str:
     metrics.Counter("taken", "T.")
-    with pytest.raises(ConfigException, match=says):
-        make()
+    with pytest.raises(ConfigException) as refused:
+        exec(f"metrics.{expression}", {"metrics": metrics})
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(("expression", "says"), _WRONG)
+def test_what_cannot_be_used_is_refused(expression: str, says: str) -> None:
+    assert says in _refusal(expression)
+
+
+_IN_A_WORKER = """
+import json, sys
+from adapter import ledger, metrics, recorded
+from adapter.exceptions import ConfigException
+recorded.use(ledger.Ledger(ledger.create(), lambda: None))
+metrics.Counter("taken", "T.")
+told = []
+for expression in json.load(sys.stdin):
+    try:
+        exec(f"metrics.{expression}", {"metrics": metrics})
+        told.append("")
+    except ConfigException as error:
+        told.append(str(error))
+print(json.dumps(told))
+"""
+
+
+def test_a_worker_of_triton_refuses_it_with_the_same_sentences() -> None:
+    expressions = [expression for expression, _ in _WRONG]
+    told = subprocess.run(
+        [sys.executable, "-c", _IN_A_WORKER],
+        input=json.dumps(expressions),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    # the address of an object is not the same in another process
+    assert [re.sub("0x[0-9a-f]+", "", text) for text in json.loads(told)] == [
+        re.sub("0x[0-9a-f]+", "", _refusal(expression)) for expression in expressions
+    ]
+
+
+def test_a_counter_is_the_same_with_total_and_without() -> None:
+    assert metrics.Counter("shop_same_total", "Same.") is metrics.Counter("shop_same", "Same.")
+
+
+def test_the_value_of_a_label_is_any_text() -> None:
+    odd = metrics.Gauge("shop_odd", "Odd.", ["text"])
+    odd.labels("a\0b\ud800 ☕\n").set(1)
+    assert _value("shop_odd", text="ab? ☕\n") == 1
 
 
 _WORKER = """

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,38 @@ def test_model_equality_when_the_tags_are_equal(tmp_path: Path) -> None:
 
 
 def test_with_options_when_some_are_set_already() -> None:
-    changed = Model(INFO, None).with_options(device="cpu")
-    assert changed.info.options == {"partial_kwargs": {"predict": {"verbose": False}}, "device": "cpu"}
-    assert "device" not in INFO.options
+    info = dataclasses.replace(INFO, options={"partial_kwargs": {"predict": {"verbose": False}}, "model_class": "SVC"})
+    changed = Model(info, None).with_options(model_class="NuSVC")
+    assert changed.info.options == {"partial_kwargs": {"predict": {"verbose": False}}, "model_class": "NuSVC"}
+    assert info.options["model_class"] == "SVC"
+    assert changed.info.signatures == INFO.signatures
+
+
+def test_with_options_when_the_keyword_arguments_of_a_method_change() -> None:
+    changed = Model(INFO, None).with_options(partial_kwargs={"predict": {"level": np.int64(2)}})
+    assert changed.info.options == {"partial_kwargs": {"predict": {"level": 2}}}
+    # what it returns may be something else now
+    assert changed.info.signatures["predict"].outputs is None
+    assert changed.info.signatures["predict"].inputs == INFO.signatures["predict"].inputs
+    assert changed.info.signatures["score"] == INFO.signatures["score"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"device": "cpu"}, "A model of adapter.sklearn has no option 'device'; it has partial_kwargs."),
+        ({"partial_kwargs": {"predict": {"a": object()}}}, r"holds a value of type object"),
+    ],
+)
+def test_with_options_when_one_cannot_be(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason):
+        Model(INFO, None).with_options(**options)
+
+
+def test_with_options_when_no_framework_saved_it() -> None:
+    info = dataclasses.replace(INFO, module="my.rules", options={})
+    assert Model(info, None).with_options(limit=3).info.options == {"limit": 3}
+
+
+def test_sample_when_there_is_none(tmp_path: Path) -> None:
+    assert Model(INFO, tmp_path).sample is None

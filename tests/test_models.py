@@ -16,7 +16,7 @@ import pytest
 
 from adapter import __version__, models
 from adapter.exceptions import AlreadyExists, InvalidArgument, NotFound
-from adapter.model import Model, ModelInfo, Signature
+from adapter.model import Model, ModelInfo, Signature, plain
 from adapter.tag import Tag
 
 
@@ -154,7 +154,7 @@ class Color(str, Enum):
     ],
 )
 def test_plain_when_the_value_has_a_plain_form(value: Any, expected: Any) -> None:
-    found = models.plain(value, "metadata")
+    found = plain(value, "metadata")
     assert found == expected
     assert type(found) is type(expected)
 
@@ -169,7 +169,7 @@ def test_plain_when_the_value_has_a_plain_form(value: Any, expected: Any) -> Non
 )
 def test_plain_when_the_value_has_none(value: Any, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=reason):
-        models.plain(value, "metadata")
+        plain(value, "metadata")
 
 
 def test_list_when_a_tag_is_given() -> None:
@@ -227,7 +227,7 @@ sys.meta_path.insert(0, Missing())
 
 from adapter import models
 from adapter.frameworks import picklable_model, sklearn
-from adapter.model import Model, ModelInfo, Signature
+from adapter.model import plain, Model, ModelInfo, Signature
 from adapter.tag import Tag
 
 class Source:

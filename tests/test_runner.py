@@ -4,7 +4,8 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.exceptions import InvalidArgument, PayloadTypeError, RemoteException, StateException
+from adapter.exceptions import InvalidArgument, PayloadTypeError, RemoteException, ServiceUnavailable, StateException
 from adapter.model import BatchingConfig, Model, ModelInfo
+from adapter.resources import Resources
 from adapter.runnable import Runnable
-from adapter.runner import LocalTransport, Resources, Runner
+from adapter.runner import LocalTransport, Runner
+from adapter.strategy import Strategy
 from adapter.tag import Tag
 
 
@@ -114,6 +117,8 @@ def runner() -> Iterator[Runner]:
         ({"cpu": 0.5, "nvidia_gpu": 1}, Resources(0.5, 1)),
         ({"gpu": 1}, Resources(nvidia_gpu=1)),
         ({"nvidia_gpu": 0, "gpu": 2}, Resources(nvidia_gpu=0)),
+        ({"nvidia_gpu": [2, 4]}, Resources(nvidia_gpu=(2, 4))),
+        ({"cpu": "500m", "gpu": "system"}, Resources(0.5, "system")),
         ({"custom_resources": {"tpu": 2}}, Resources(custom={"tpu": 2})),
     ],
 )
@@ -121,16 +126,30 @@ def test_resources_are_taken_in_every_spelling(options: Any, resources: Resource
     assert Runner(Worker, **options).spec.resources == resources
 
 
-@pytest.mark.parametrize("value", [-1, "2", True, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["cpu", "nvidia_gpu", "gpu"])
-def test_resources_that_are_no_number_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(InvalidArgument, match="is a number from 0 on, not"):
+NO_NUMBERS: list[Any] = [-1, "2", True, float("nan"), float("inf"), "all", {}, int]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        *(("cpu", value, "cpu is .*, but can only be a number above 0") for value in NO_NUMBERS),
+        *(("nvidia_gpu", value, "nvidia_gpu is .*, but can only be a number from 0") for value in NO_NUMBERS),
+        ("cpu", 0, "cpu is 0, but can only be a number above 0"),
+        ("cpu", "0m", "cpu is '0m'"),
+        ("cpu", [1], r"cpu is \[1\]"),
+        ("gpu", [0, 0], r"nvidia_gpu is \[0, 0\], but can only be .* a list of the indices of GPUs"),
+        ("nvidia_gpu", [-1], "nvidia_gpu is"),
+        ("nvidia_gpu", ["0"], "nvidia_gpu is"),
+        ("custom_resources", ["tpu"], "custom_resources is .*, but can only be a mapping"),
+        ("custom_resources", {"tpu": object()}, "custom_resources is"),
+        ("custom_resources", {1: 1}, "custom_resources is"),
+        ("custom_resources", {"cpu": 1}, "custom_resources has 'cpu': write `cpu=1`"),
+        ("custom_resources", {"nvidia.com/gpu": 1}, "write `nvidia_gpu=1`"),
+    ],
+)
+def test_resources_that_are_none_are_refused(name: str, value: Any, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text):
         Runner(Worker, **{name: value})
-
-
-def test_runner_without_a_cpu_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="cpu is above 0"):
-        Runner(Worker, cpu=0)
 
 
 LIMITS = {"max_batch_size": 10, "max_latency_ms": 500}
@@ -188,33 +207,41 @@ def test_runner_is_named_after_its_class_unless_it_has_a_name() -> None:
 
 @pytest.mark.parametrize("keyword", ["strategy", "scheduling_strategy"])
 def test_strategy_is_taken_in_both_spellings(keyword: str) -> None:
-    strategy: Any = object()
-    assert Runner(Worker, **{keyword: strategy}).spec.strategy is strategy
+    class Own(Strategy):
+        pass
+
+    options: Any = {keyword: Own}
+    assert Runner(Worker, **options).spec.strategy is Own
+    others: list[Any] = ["x", Single, Own()]
+    for other in others:
+        options = {keyword: other}
+        with pytest.raises(InvalidArgument, match=r"strategy is a subclass of adapter\.Strategy"):
+            Runner(Worker, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"strategy": "x"}, "`strategy` of the runner 'worker' is noted but has no effect yet: "),
-        (
-            {"scheduling_strategy": Single},
-            "`scheduling_strategy` of the runner 'worker' is noted but has no effect yet: ",
-        ),
-        (
-            {"strategy": "x", "custom_resources": {"tpu": 1}},
-            "`strategy` and `custom_resources` of the runner 'worker' are noted but have no effect yet: ",
-        ),
-    ],
-)
-def test_option_without_effect_is_told_once(options: Any, message: str, caplog: pytest.LogCaptureFixture) -> None:
-    Runner(Worker, **options)
-    assert [r.levelname for r in caplog.records] == ["WARNING"]
-    assert caplog.messages[0].startswith(message)
+def test_every_option_of_the_guide_is_taken() -> None:
+    """The "Runner Options" of seed 003, as Python can write them."""
 
+    class Own(Strategy):
+        pass
 
-def test_option_without_a_value_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    Runner(Worker, strategy=None, scheduling_strategy=None, custom_resources={}, cpu=1)
-    assert not caplog.records
+    runner = Runner(
+        Worker,
+        runnable_init_params={"factor": 1, "bias": 2},
+        name="custom_runner_name",
+        strategy=Own,
+        models=[MODEL],
+        cpu=4,
+        nvidia_gpu=1,
+        custom_resources={"tpu": 2},
+        max_batch_size=20,
+        max_latency_ms=1000,
+        runnable_method_configs=[{"method_name": "predict", "max_batch_size": 10, "max_latency_ms": 500}],
+    )
+    assert runner.spec.resources == Resources(4, 1, {"tpu": 2})
+    assert runner.spec.strategy is Own
+    assert {"cpu", "nvidia_gpu", "custom_resources"} == {name for method, name in runner.spec.given if not method}
+    assert (runner.predict.max_batch_size, runner.predict.max_latency_ms) == (10, 500)
 
 
 def test_models_are_kept() -> None:
@@ -251,16 +278,6 @@ def test_class_without_methods_is_refused() -> None:
 
     with pytest.raises(InvalidArgument, match="Empty serves no method: mark at least one"):
         Runner(Empty)
-
-
-def test_generator_method_is_refused_when_the_runner_is_made() -> None:
-    class Streaming(Runnable):
-        @Runnable.method
-        def words(self, text: str) -> Iterator[str]:
-            yield from text.split()
-
-    with pytest.raises(InvalidArgument, match=r"words\(\) is a generator, which runners cannot stream yet"):
-        Runner(Streaming)
 
 
 @pytest.mark.parametrize("name", ["name", "model", "destroy", "transport", "spec", "_methods", "_transport"])
@@ -520,3 +537,189 @@ def test_method_called_run_is_called_both_ways() -> None:
     runner.init_local(quiet=True)
     assert (runner.run(1), runner.run.run(1), runner.other.run(1)) == (2, 2, 1)
     runner.destroy()
+
+
+# ---- streams ------------------------------------------------------------------------------------------------------
+
+
+class Speaker(Runnable):
+    """Methods of both kinds."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.ended: list[str] = []
+        self.thread = threading.get_ident()
+
+    @Runnable.method
+    def count(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    @Runnable.method
+    def words(self, text: str) -> Iterator[str]:
+        self.calls += 1
+        try:
+            yield from text.split()
+        except GeneratorExit:
+            self.ended.append(text)
+            raise
+
+    @Runnable.method
+    async def points(self, points: list[Point], pause: float = 0.0) -> AsyncIterator[Point]:
+        try:
+            for point in points:
+                await asyncio.sleep(pause)
+                yield Point(point.x + 1, point.y)
+        except asyncio.CancelledError:
+            self.ended.append("cancelled")
+            raise
+
+    @Runnable.method
+    async def seen(self) -> AsyncIterator[Any]:
+        yield self.calls
+        yield self.ended
+        yield self.thread == threading.get_ident()
+
+    @Runnable.method
+    def fails(self, how: str) -> Iterator[Any]:
+        yield 1
+        if how == "exit":
+            raise SystemExit(3)
+        if how == "unsendable":
+            yield object()
+        raise ValueError(how)
+
+
+@pytest.fixture
+def speaker() -> Iterator[Runner]:
+    runner = Runner(Speaker)
+    runner.init_local(quiet=True)
+    yield runner
+    runner.destroy()
+
+
+async def taken(values: AsyncIterator[Any]) -> list[Any]:
+    return [value async for value in values]
+
+
+def test_values_of_a_generator_come_one_by_one(speaker: Runner) -> None:
+    assert list(speaker.words.stream("a b c")) == ["a", "b", "c"]
+    assert asyncio.run(taken(speaker.words.async_stream(text="a b"))) == ["a", "b"]
+    assert list(speaker.words.stream("")) == []
+
+
+def test_value_is_what_the_generator_is_annotated_with(speaker: Runner) -> None:
+    assert list(speaker.points.stream([Point(1), Point(2, 3)])) == [Point(2.0), Point(3.0, 3.0)]
+
+
+def test_generators_have_an_object_of_their_own_and_a_thread(speaker: Runner) -> None:
+    assert speaker.count.run() == 1
+    list(speaker.words.stream("a"))
+    list(speaker.words.stream("a"))
+    assert list(speaker.seen.stream()) == [2, [], True]
+    assert speaker.count.run() == 2
+
+
+def test_generator_is_stepped_as_its_reader_asks(speaker: Runner) -> None:
+    values = speaker.words.stream("a b c")
+    assert next(values) == "a"
+    assert list(speaker.seen.stream())[1] == []
+    values.close()  # type: ignore[attr-defined]  # it is a generator
+    assert list(speaker.seen.stream())[1] == ["a b c"]
+
+
+def test_reader_that_is_cancelled_cancels_the_generator(speaker: Runner) -> None:
+    async def main() -> None:
+        reading = asyncio.create_task(taken(speaker.points.async_stream([Point(1)], 60)))
+        await asyncio.sleep(0.1)
+        reading.cancel()
+        await asyncio.wait([reading])
+        until = time.monotonic() + 5
+        while (await taken(speaker.seen.async_stream()))[1] != ["cancelled"]:
+            assert time.monotonic() < until
+
+    asyncio.run(main())
+
+
+def test_streams_of_one_object_run_side_by_side(speaker: Runner) -> None:
+    async def main() -> list[Any]:
+        slow = asyncio.create_task(taken(speaker.points.async_stream([Point(1)] * 3, 0.2)))
+        quick = await taken(speaker.words.async_stream("a b c"))
+        assert not slow.done()
+        return [quick, await slow]
+
+    assert asyncio.run(main()) == [["a", "b", "c"], [Point(2.0)] * 3]
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "text"),
+    [
+        ("value", ValueError, "value"),
+        ("exit", RemoteException, "SystemExit: 3"),
+        ("unsendable", RemoteException, "returned what cannot be sent"),
+    ],
+)
+def test_error_of_a_generator_comes_after_its_values(
+    speaker: Runner, how: str, error: type[BaseException], text: str
+) -> None:
+    values = speaker.fails.stream(how)
+    assert next(values) == 1
+    with pytest.raises(error, match=text):
+        next(values)
+    assert list(speaker.words.stream("a")) == ["a"]
+
+
+def test_generator_is_not_called_as_a_function_nor_a_function_as_a_generator(speaker: Runner) -> None:
+    with pytest.raises(StateException, match=r"words\(\) is a generator: write `async for value in runner.words"):
+        speaker.words.run("a")
+    with pytest.raises(StateException, match=r"or `for value in runner.words.stream\(…\)` in a plain function"):
+        asyncio.run(speaker.words.async_run("a"))
+    for call in (speaker.count.stream, speaker.count.async_stream):
+        with pytest.raises(StateException, match=r"count\(\) is no generator: write `await runner.count.async_run"):
+            call()
+
+
+def test_call_of_a_generator_that_does_not_fit_is_the_type_error_of_python(speaker: Runner) -> None:
+    with pytest.raises(TypeError, match=r"words\(\) missing a required argument: 'text'"):
+        speaker.words.stream()
+    with pytest.raises(PayloadTypeError):
+        speaker.words.async_stream(object())
+
+
+def test_destroyed_runner_ends_the_streams_that_are_open() -> None:
+    runner = Runner(Speaker)
+    runner.init_local(quiet=True)
+    values = runner.points.stream([Point(1), Point(2)])
+    assert next(values) == Point(2.0)
+    runner.destroy()
+    with pytest.raises(ServiceUnavailable, match="this server has stopped"):
+        next(values)
+
+
+def test_error_while_the_object_of_the_generators_is_made_is_raised_as_it_is() -> None:
+    class Broken(Speaker):
+        def __init__(self) -> None:
+            raise SystemExit("no object")
+
+    with pytest.raises(SystemExit, match="no object"):
+        Runner(Broken).init_local(quiet=True)
+
+    class Alone(Runnable):
+        def __init__(self) -> None:
+            raise SystemExit("no object")
+
+        @Runnable.method
+        def words(self) -> Iterator[str]:
+            yield ""
+
+    with pytest.raises(SystemExit, match="no object"):
+        Runner(Alone).init_local(quiet=True)
+
+
+def test_generator_is_warmed_up_by_its_first_value() -> None:
+    runner = Runner(Speaker, warmup={"words": "a b c"})
+    runner.init_local(quiet=True)
+    assert list(runner.seen.stream())[:2] == [1, ["a b c"]]
+    runner.destroy()
+    with pytest.raises(StateException, match=r"The warm-up call of points\(\) failed: "):
+        Runner(Speaker, warmup={"points": 1}).init_local(quiet=True)

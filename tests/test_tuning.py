@@ -10,10 +10,8 @@ import pytest
 import adapter
 from adapter.exceptions import ConfigException
 from adapter.layers import OPTIONS, load
-from adapter.runner import Resources
+from adapter.resources import Resources
 from adapter.settings import Runners
-from adapter.triton.config import Placement
-from adapter.triton.export import Machine, placement
 from adapter.tuning import tune, with_settings
 
 
@@ -80,9 +78,9 @@ RESOURCES: list[tuple[Mapping[str, Any], str, Resources]] = [
     ({}, "resources: {cpu: 3}", Resources(3.0)),
     ({"cpu": 2}, "resources: {cpu: 3}", Resources(2)),
     ({"cpu": 2}, "r: {cpu: 500m}", Resources(0.5)),
-    ({"cpu": 2, "nvidia_gpu": 1}, "r: {nvidia_gpu: 0}", Resources(2)),
+    ({"cpu": 2, "nvidia_gpu": 1}, "r: {nvidia_gpu: 0}", Resources(2, 0)),
     ({"gpu": 1}, "resources: {nvidia.com/gpu: 2}", Resources(None, 1)),
-    ({"gpu": 1}, "r: {resources: {nvidia.com/gpu: [2, 4]}}", Resources(None, 2, gpus=(2, 4))),
+    ({"gpu": 1}, "r: {resources: {nvidia.com/gpu: [2, 4]}}", Resources(None, (2, 4))),
 ]
 
 
@@ -92,32 +90,6 @@ def test_resources_come_from_the_strongest_layer(
 ) -> None:
     spec = adapter.Runner(Two, name="r", **code).spec
     assert with_settings(spec, settings(tmp_path, f"runners:\n  {text}")).resources == expected
-
-
-MACHINE = Machine(cpus=4, gpus=2)
-PLACED: list[tuple[type[adapter.Runnable], str, Placement]] = [
-    (Two, "", Placement(4, (), 1)),
-    (Two, "cpu: 2", Placement(2, (), 1)),
-    (Two, "cpu: 500m", Placement(1, (), 1)),
-    (Two, "cpu: 2, workers_per_resource: 2", Placement(4, (), 1)),
-    (Two, "resources: system", Placement(1, (0, 1))),
-    (Two, "nvidia_gpu: 1", Placement(1, (0,))),
-    (Two, "nvidia_gpu: 2, workers_per_resource: 3", Placement(3, (0, 1))),
-    (Two, "nvidia_gpu: 2, workers_per_resource: 0.5", Placement(1, (0,))),
-    (Two, "nvidia_gpu: [5]", Placement(1, (5,))),
-    (Two, "nvidia_gpu: []", Placement(4, (), 1)),
-    (Single, "", Placement(1, (), 4)),
-    (Single, "workers_per_resource: 2", Placement(2, (), 2)),
-    (Single, "cpu: 1, workers_per_resource: 2", Placement(2, (), 1)),
-]
-
-
-@pytest.mark.parametrize(("runnable", "text", "expected"), PLACED)
-def test_instances_are_placed_by_settings(
-    runnable: type[adapter.Runnable], text: str, expected: Placement, tmp_path: Path
-) -> None:
-    spec = adapter.Runner(runnable, name="r").spec
-    assert placement(with_settings(spec, settings(tmp_path, f"runners:\n  r: {{{text}}}")), MACHINE) == expected
 
 
 def test_batching_that_is_disabled_makes_methods_that_are_not_batchable(tmp_path: Path) -> None:
@@ -131,6 +103,27 @@ def test_batching_that_is_disabled_makes_methods_that_are_not_batchable(tmp_path
 def test_timeout_of_a_batch_is_set(tmp_path: Path) -> None:
     spec = adapter.Runner(Two, name="r").spec
     assert with_settings(spec, settings(tmp_path, "runners: {traffic: {timeout: 5}}")).call_timeout_s == 5.0
+
+
+def test_wait_for_a_full_batch_is_set_for_all_for_one_and_for_a_method(tmp_path: Path) -> None:
+    text = "runners:\n  max_wait_ms: 1\n  r: {max_wait_ms: 2, runnable_method_configs: {second: {max_wait_ms: 0}}}"
+    found = settings(tmp_path, text)
+
+    def waits(name: str, **code: Any) -> list[float]:
+        spec = adapter.Runner(Two, name=name, **code).spec
+        return [m.batching.max_wait_ms for m in with_settings(spec, found).methods.values()]
+
+    assert waits("other") == [1, 1]
+    assert waits("other", method_configs={"first": {"max_wait_ms": 7}}) == [7, 1]
+    assert waits("r", max_wait_ms=9) == [2, 0]
+
+
+def test_settings_that_do_not_go_together_are_told_with_their_runner(tmp_path: Path) -> None:
+    spec = adapter.Runner(Two, name="r", max_wait_ms=50).spec
+    with pytest.raises(ConfigException, match=r"settings of the runner 'r' do not go together: max_wait_ms is .* 50"):
+        with_settings(spec, settings(tmp_path, "runners: {r: {max_latency_ms: 20}}"))
+    with pytest.raises(ConfigException, match="custom_resources has 'cpu'"):
+        with_settings(spec, settings(tmp_path, "runners: {r: {custom_resources: {cpu: 2}}}"))
 
 
 def test_runners_of_a_service_are_tuned_where_code_has_hold_of_them(tmp_path: Path) -> None:
@@ -155,6 +148,5 @@ def test_settings_that_change_nothing_are_told(tmp_path: Path, caplog: pytest.Lo
     logging.getLogger("adapter").propagate = True
     service = adapter.Service("s", runners=[adapter.Runner(Single)])
     with caplog.at_level(logging.WARNING):
-        tune(service, settings(tmp_path, "runners: {single: {nvidia_gpu: 1, max_batch_size: 2}}"))
-    assert "does not say that it uses any: it runs on CPUs" in caplog.messages[0]
-    assert "none of its methods is batchable" in caplog.messages[1]
+        tune(service, settings(tmp_path, "runners: {single: {max_batch_size: 2}}"))
+    assert "none of its methods is batchable" in caplog.messages[0]

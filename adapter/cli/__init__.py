@@ -15,9 +15,11 @@ COMMANDS = {
     "serve": "adapter.cli.serve:serve",
     "serve-http": "adapter.cli.serve:serve",  # the name of it in BentoML
     "export": "adapter.cli.export:export",
+    "runners": "adapter.cli.runners:runners",
     "config": "adapter.cli.config:config",
     "models": "adapter.cli.models:models",
     "engine": "adapter.cli.engine:engine",
+    "server": "adapter.cli.server:server",
 }
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from adapter import models as saved
 from adapter.archive import FORMATS
+from adapter.cli.table import table
 from adapter.model import Model
 from adapter.tag import Tag
 
@@ -46,7 +47,7 @@ def list_models(name: str | None, output: str) -> None:
         )
     else:
         head = ("Tag", "Module", "Size", "Creation Time")
-        click.echo(_table([head, *((str(m.tag), m.info.module, _size(m), _time(m)) for m in found)]))
+        click.echo(table([head, *((str(m.tag), m.info.module, _size(m), _time(m)) for m in found)]))
 
 
 @models.command()
@@ -103,11 +104,6 @@ def _written(value: Any, output: str) -> str:
         return json.dumps(value, indent=2, ensure_ascii=False)
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return text.rstrip()
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _size(model: Model) -> str:

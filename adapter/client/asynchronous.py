@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import random
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import anyio
 import httpx
 
-from adapter.client.endpoint import NOTHING, Endpoint, endpoints_of
+from adapter.client.endpoint import Endpoint, endpoints_of
 from adapter.client.failures import broken, error_of, sentence_of
+from adapter.client.task import AsyncAPI
 from adapter.exceptions import (
     AdapterError,
     DeadlineExceeded,
@@ -37,6 +37,7 @@ DEFAULT_RETRIES = 3
 _CONNECT_S = 10.0
 _KEEP_ALIVE_S = 3.0  # uvicorn closes an idle connection after 5 s, and a request that it crosses is lost
 _POLL_S = 0.1
+_VERBS = {"status": "GET", "get": "GET", "cancel": "PUT", "retry": "POST"}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -65,7 +66,9 @@ class AsyncHTTPClient:
     An API is a method of its name; `call("name", value)` does the same, for every name. Values are those that the
     API function itself sees and returns (arrays, data frames, images, files, text, JSON values); models of JSON come
     back as dicts. A path (`pathlib.Path`) is sent as the file it names, and bytes as they are. An API with a Multipart
-    input takes its parts as keyword arguments, or as one dict.
+    input takes its parts as keyword arguments, or as one dict; a method of a class-based service takes its arguments as
+    Python does. Where an API is a task, `task = await client.train.submit(rows)` begins it, and `await task.wait()` is
+    what comes of it.
 
     Any status of 200 to 299 is success. Any other raises the exception of adapter that has this status, with the
     server's sentence as message, and `error_code` and `request_id` of the answer; an error of the server's code is a
@@ -121,9 +124,8 @@ class AsyncHTTPClient:
     async def call(
         self,
         name: str,
-        value: Any = NOTHING,
         /,
-        *,
+        *values: Any,
         stream: bool = False,
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
@@ -139,22 +141,84 @@ class AsyncHTTPClient:
         """
         endpoint = await self._endpoint(name)
         stream = endpoint.streams(stream)
-        body, content_type = await endpoint.body(endpoint.argument(value, parts))
+        response = await self._post(
+            endpoint, "", values, parts, timeout, headers, path_params, query_params, read=not stream
+        )
+        return endpoint.pieces(response) if stream else await endpoint.value(response)
+
+    async def submit(
+        self,
+        name: str,
+        /,
+        *values: Any,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        **parts: Any,
+    ) -> str:
+        """Begin a task with the arguments of an API; returns its id. NotFound where the API is no task."""
+        endpoint = await self._task_of(name)
+        response = await self._post(endpoint, "/submit", values, parts, timeout, headers, None, None, read=True)
+        return str(json.loads(response.content)["task_id"])
+
+    async def task(self, name: str, identity: str, verb: str) -> Any:
+        """Ask about a task: its `status` and what it `get`s, or `cancel` and `retry` it."""
+        endpoint = await self._task_of(name)
+        request = self._http.build_request(
+            _VERBS[verb],
+            f"{endpoint.path({})}/{verb}",
+            params={"task_id": identity},
+            timeout=_timeouts(self._timeout),
+        )
+        with _deadline(self._timeout, f"{self.server_url} did not answer {name!r}"):
+            response = await self._send(request, time.monotonic() + self._timeout)
+        return await endpoint.value(response) if verb == "get" else json.loads(response.content)
+
+    async def task_result(self, name: str, identity: str, timeout: float | None) -> Any:
+        """What came of a task, once it is over; DeadlineExceeded after `timeout` seconds."""
+        with _deadline(self._timeout if timeout is None else timeout, f"The task {identity} of {name!r} was not over"):
+            pause = _POLL_S / 4
+            while (await self.task(name, identity, "status"))["status"] == "in_progress":
+                await anyio.sleep(pause)
+                pause = min(1.0, 1.5 * pause)
+        return await self.task(name, identity, "get")
+
+    async def _task_of(self, name: str) -> Endpoint:
+        endpoint = await self._endpoint(name)
+        if not endpoint.task:
+            raise NotFound(f"The API {name!r} is no task: call it, and mark it with @adapter.task to submit it.")
+        return endpoint
+
+    async def _post(
+        self,
+        endpoint: Endpoint,
+        below: str,
+        values: Sequence[Any],
+        parts: Mapping[str, Any],
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        path_params: Mapping[str, Any] | None,
+        query_params: Mapping[str, Any] | None,
+        *,
+        read: bool,
+    ) -> httpx.Response:
+        """Send the arguments of an API to its route, or to one `below` it."""
+        body, content_type = await endpoint.body(endpoint.argument(values, parts))
         seconds = self._timeout if timeout is None else timeout
         try:
             request = self._http.build_request(
                 "POST",
-                endpoint.path(path_params or {}),
+                endpoint.path(path_params or {}) + below,
                 params=query_params,
                 content=body,
                 headers={**endpoint.headers(content_type), **(headers or {})},
                 timeout=_timeouts(seconds),
             )
         except (TypeError, ValueError, AttributeError) as error:  # text that is not ASCII, values that are no text
-            raise InvalidArgument(f"{name!r} cannot be called with these headers or parameters: {error}.") from error
-        with _deadline(seconds, f"{self.server_url} did not answer {name!r}"):
-            response = await self._send(request, time.monotonic() + seconds, read=not stream)
-        return endpoint.pieces(response) if stream else await endpoint.value(response)
+            raise InvalidArgument(
+                f"{endpoint.name!r} cannot be called with these headers or parameters: {error}."
+            ) from error
+        with _deadline(seconds, f"{self.server_url} did not answer {endpoint.name!r}"):
+            return await self._send(request, time.monotonic() + seconds, read=read)
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request as it is, without descriptors, retries and exceptions for statuses; `options` are httpx's."""
@@ -193,8 +257,8 @@ class AsyncHTTPClient:
         """Close the connections."""
         await self._http.aclose()
 
-    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        return functools.partial(self.call, known(self, self.__dict__.get("_endpoints"), name))
+    def __getattr__(self, name: str) -> AsyncAPI:
+        return AsyncAPI(self, known(self, self.__dict__.get("_endpoints"), name))
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(self._endpoints or ())]

@@ -6,6 +6,7 @@ methods: it sends what a response would hold, and reads a response as if it were
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import re
 import urllib.parse
@@ -22,7 +23,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message
 
 from adapter.exceptions import AdapterError, InvalidArgument, RemoteException, ServiceUnavailable
-from adapter.io import JSON, SSE, File, Image, IODescriptor, Multipart, Text, from_spec
+from adapter.io import JSON, SSE, Fields, File, Image, IODescriptor, Multipart, Stream, Text, from_spec
 from adapter.io.base import accept
 
 NOTHING: Any = object()
@@ -49,6 +50,7 @@ class Endpoint:
     accepts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     problem: str = ""
+    task: bool = False
 
     # ---- the way out ----------------------------------------------------------------------------------------------
 
@@ -70,8 +72,13 @@ class Endpoint:
         headers = {"accept": f"{_NPY}, */*;q=0.9"} if _has_npy(self.output, self.answers) else {}
         return headers if content_type is None else {**headers, "content-type": content_type}
 
-    def argument(self, value: Any, parts: Mapping[str, Any]) -> Any:
+    def argument(self, values: Sequence[Any], parts: Mapping[str, Any]) -> Any:
         """The one value to send; InvalidArgument where parts are missing, or are not the API's."""
+        if isinstance(self.input, Fields):
+            return self._arguments(self.input, values, parts)
+        if len(values) > 1:
+            raise InvalidArgument(f"The API {self.name!r} takes one value, but {len(values)} came.")
+        value = values[0] if values else NOTHING
         if not self.input.parts:
             if parts:
                 raise InvalidArgument(f"The API {self.name!r} takes one value, not the keywords {', '.join(parts)}.")
@@ -88,9 +95,27 @@ class Endpoint:
             raise InvalidArgument(f"The API {self.name!r} takes the parts {expected}, but {came} came.")
         return dict(value)
 
+    def _arguments(self, fields: Fields, values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a method by name; those without a name are in the order of its parameters."""
+        known = ", ".join(fields.names) or "none"
+        if len(values) > len(fields.names):
+            raise InvalidArgument(f"The API {self.name!r} takes the arguments {known}, but {len(values)} values came.")
+        found = dict(zip(fields.names, values, strict=False))
+        for name, value in named.items():
+            if name in found:
+                raise InvalidArgument(f"The API {self.name!r} got the argument {name!r} twice.")
+            if name not in fields.names and not fields.more:
+                raise InvalidArgument(f"The API {self.name!r} has no argument {name!r}; it takes {known}.")
+            found[name] = value
+        if missing := [field["name"] for field in fields.fields if field["required"] and field["name"] not in found]:
+            raise InvalidArgument(f"The API {self.name!r} needs the argument {missing[0]!r}; it takes {known}.")
+        return found
+
     async def body(self, value: Any) -> tuple[bytes, str | None]:
         """The body of a request for a value, and its content type; InvalidArgument where the value has none."""
         arrays = [v for v in (value.values() if self.input.parts else (value,)) if isinstance(v, np.ndarray)]
+        if isinstance(self.input, Fields):
+            arrays = []  # they are in JSON
         as_npy = _has_npy(self.input, self.accepts) and all(array.dtype != object for array in arrays)
         # set even where there is none: the caller may be an API function, whose own request has set it
         token = accept.set(_NPY if arrays and as_npy else "")
@@ -113,7 +138,11 @@ class Endpoint:
         """Whether the answer is read piece by piece; InvalidArgument where it cannot be."""
         if wanted and not isinstance(self.output, Text):
             raise InvalidArgument(f"The API {self.name!r} answers with {self.output!r}: only Text is streamed.")
-        return wanted or (isinstance(self.output, Text) and self.output.mime_type == _EVENTS)
+        return (
+            wanted
+            or isinstance(self.output, Stream)
+            or (isinstance(self.output, Text) and self.output.mime_type == _EVENTS)
+        )
 
     async def value(self, response: httpx.Response) -> Any:
         """The value that a successful response holds; None where its status says that it holds nothing."""
@@ -131,10 +160,20 @@ class Endpoint:
             raise RemoteException(f"The answer of {self.name!r} cannot be read: {error.message}") from error
 
     async def pieces(self, response: httpx.Response) -> AsyncIterator[Any]:
-        """Events, or pieces of text, as they arrive."""
+        """Events, or pieces of text, as they arrive; the items of a stream of values as these."""
+        stream = self.output if isinstance(self.output, Stream) else None
         try:
+            if stream is not None and stream.values:
+                async for event in SSE.from_iterator(response.aiter_text()):
+                    yield json.loads(event.data)
+                return
+            if stream is not None and not _is_text(response):
+                async for chunk in response.aiter_bytes():
+                    yield chunk
+                return
             text = response.aiter_text()
-            async for piece in SSE.from_iterator(text) if self.output.mime_type == _EVENTS else text:
+            as_events = stream is None and self.output.mime_type == _EVENTS
+            async for piece in SSE.from_iterator(text) if as_events else text:
                 if piece:
                     yield piece
         except httpx.TransportError as error:
@@ -142,6 +181,11 @@ class Endpoint:
             raise ServiceUnavailable(f"The stream of {self.name!r} broke off: {why}.") from error
         finally:
             await response.aclose()
+
+
+def _is_text(response: httpx.Response) -> bool:
+    name = str(response.headers.get("content-type", "")).partition(";")[0]
+    return name.startswith("text/") or name.endswith("json")
 
 
 def _has_npy(descriptor: IODescriptor[Any], types: Sequence[str]) -> bool:
@@ -192,7 +236,14 @@ def endpoints_of(
                     "from_url(…, descriptors=[…])."
                 )
             found[name] = Endpoint(
-                name, route, input_, output, tuple(sent["content"]), tuple(answered["content"]), problem
+                name,
+                route,
+                input_,
+                output,
+                tuple(sent["content"]),
+                tuple(answered["content"]),
+                problem,
+                bool(operation.get("x-adapter-task")),
             )
     except (AttributeError, KeyError, TypeError) as error:
         raise InvalidArgument(f"This is not the OpenAPI document of an adapter service: {error!r}.") from error

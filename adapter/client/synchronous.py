@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from adapter.client.asynchronous import AsyncHTTPClient, Options, client_of, known
-from adapter.client.endpoint import NOTHING
+from adapter.client.task import AsyncAPI, SyncAPI
 from adapter.exceptions import StateException
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class SyncHTTPClient:
         """The names of the APIs."""
         return self._client.endpoints
 
-    def call(self, name: str, value: Any = NOTHING, /, **options: Any) -> Any:
+    def call(self, name: str, /, *values: Any, **options: Any) -> Any:
         """Call an API by name, as `AsyncHTTPClient.call` does; what is an async iterator there is an iterator here."""
-        result = self._wait(self._client.call, name, value, **options)
+        result = self._wait(self._client.call, name, *values, **options)
         return self._iterate(result) if isinstance(result, AsyncIterator) else result
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -92,9 +92,10 @@ class SyncHTTPClient:
         """Close the connections and end the thread."""
         self._end()
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> SyncAPI:
         client = self.__dict__.get("_client")
-        return functools.partial(self.call, known(self, client._endpoints if client is not None else None, name))
+        known(self, client._endpoints if client is not None else None, name)
+        return SyncAPI(functools.partial(self.call, name), AsyncAPI(self._client, name), self._wait)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.endpoints]

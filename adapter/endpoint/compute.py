@@ -105,15 +105,16 @@ class LocalCompute:
         self._limits = limits
         self._thread = Threads(1)
         self._calls = _Calls()
+        self._answerer: Answerer | None = None
 
     async def start(self, heard: Heard) -> None:
         fetching.allow(self._limits)
-        heard(LAUNCHED, "")
-        await self._thread.run(self._service.setup)
+        await self._calls.wait(self._thread.run(self._service.setup))
         self._answerer = Answerer(self._service)
         heard(SET_UP, "")
 
     async def answer(self, name: str, body: Any) -> dict[str, Any]:
+        assert self._answerer is not None
         answer: dict[str, Any] = await self._calls.wait(self._thread.run(self._answerer.answer, name, body))
         return answer
 
@@ -122,6 +123,8 @@ class LocalCompute:
 
     async def stop(self) -> None:
         self._thread.stop()
+        if self._answerer is not None:
+            self._answerer.close()
 
 
 class TritonCompute:

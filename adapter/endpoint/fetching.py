@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 import time
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpcore
+from pydantic import AnyHttpUrl
 
 from adapter.exceptions import InvalidArgument
 
@@ -52,25 +54,22 @@ def read(url: str, *, follow_redirects: bool = False) -> Iterator[bytes]:
             f"The media lies at {url}, and this process does not read URLs: send the content as base64, or start "
             "the server with --allow-urls (a program: adapter.endpoint.fetching.allow(Limits(allowed=True)))."
         )
-    until = time.monotonic() + now.timeout_s
-    with httpcore.ConnectionPool(network_backend=_Guarded(now.private)) as pool:
+    url = _absolute(url)
+    with httpcore.ConnectionPool(network_backend=_Guarded(now, time.monotonic() + now.timeout_s)) as pool:
         for _ in range(_MOST_REDIRECTS + 1):
-            _check(url)
-            following = yield from _answer(pool, url, now, until, follow_redirects)
+            following = yield from _answer(pool, url, now, follow_redirects)
             if following is None:
                 return
-            url = urllib.parse.urljoin(url, following)
+            url = _absolute(following, url)
     raise InvalidArgument(f"{url} redirects more than {_MOST_REDIRECTS} times.")
 
 
-def _answer(pool: httpcore.ConnectionPool, url: str, now: Limits, until: float, follow: bool) -> Any:
+def _answer(pool: httpcore.ConnectionPool, url: str, now: Limits, follow: bool) -> Any:
     """Yield the pieces of one answer; return where it redirects to, None where it does not."""
-    left = max(0.001, until - time.monotonic())
-    timeout = dict.fromkeys(("connect", "read", "write", "pool"), left)
     size = 0
     try:
-        with pool.stream("GET", url, extensions={"timeout": timeout}) as response:
-            location = dict(response.headers).get(b"location", b"").decode("latin-1")
+        with pool.stream("GET", url, headers={"User-Agent": "triton-adapter"}) as response:
+            location = dict(response.headers).get(b"location", b"").decode(errors="replace")
             if follow and response.status in (301, 302, 303, 307, 308) and location:
                 return location
             if response.status != 200:
@@ -79,8 +78,6 @@ def _answer(pool: httpcore.ConnectionPool, url: str, now: Limits, until: float, 
                 size += len(piece)
                 if size > now.max_bytes:
                     raise InvalidArgument(f"The file at {url} is larger than {now.max_bytes} bytes.")
-                if time.monotonic() > until:
-                    raise httpcore.ReadTimeout()
                 yield piece
     except httpcore.TimeoutException as error:
         raise InvalidArgument(f"{url} was not read within {now.timeout_s:g} s.") from error
@@ -89,18 +86,20 @@ def _answer(pool: httpcore.ConnectionPool, url: str, now: Limits, until: float, 
     return None
 
 
-def _check(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidArgument(f"{url!r} is not an http or https URL.")
+def _absolute(url: str, base: str = "") -> str:
+    try:
+        return str(AnyHttpUrl(urllib.parse.urljoin(base, url)))  # which writes it in ASCII
+    except ValueError as error:
+        raise InvalidArgument(f"{url!r} is not an http or https URL.") from error
 
 
 class _Guarded(httpcore.SyncBackend):
     """Connects to public addresses only: the one that was looked at is the one that is connected to."""
 
-    def __init__(self, private: bool) -> None:
+    def __init__(self, limits: Limits, until: float) -> None:
         super().__init__()
-        self._private = private
+        self._private = limits.private
+        self._until = until
 
     def connect_tcp(
         self,
@@ -118,7 +117,40 @@ class _Guarded(httpcore.SyncBackend):
         closed = [] if self._private else [address for address in addresses if not _public(address)]
         if closed:
             raise InvalidArgument(f"The host {host} has the address {closed[0]}, which is not public: it is not read.")
-        return super().connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        stream = super().connect_tcp(addresses[0], port, _left(self._until), local_address, socket_options)
+        return _Ending(stream, self._until)
+
+
+class _Ending(httpcore.NetworkStream):
+    """A connection that ends at a given time; a timeout of httpcore's begins anew with every byte that comes."""
+
+    def __init__(self, stream: httpcore.NetworkStream, until: float) -> None:
+        self._stream = stream
+        self._until = until
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(self._until))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _left(self._until))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Ending(self._stream.start_tls(ssl_context, server_hostname, _left(self._until)), self._until)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(until: float) -> float:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout
+    return left
 
 
 def _public(address: str) -> bool:

@@ -81,6 +81,11 @@ class Answerer:
             self._loop = asyncio.new_event_loop()
         return self._loop.run_until_complete(_awaited(awaitable))
 
+    def close(self) -> None:
+        """Let its loop go, where no call still runs on it."""
+        if self._loop is not None and not self._loop.is_running():
+            self._loop.close()
+
 
 async def _awaited(awaitable: Any) -> Any:
     return await awaitable
@@ -109,7 +114,8 @@ class HostedEndpoint(Runnable):
         reporter = Reporter(reports)
         reporter.say(LAUNCHED)
         os.chdir(folder)
-        sys.path += [place for place in path if place not in sys.path]
+        # in the server's order: a module beside the service comes before one of the same name that is installed
+        sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
         _complete(package)
         if gpus is None:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
@@ -144,7 +150,7 @@ def _arguments(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
 
 
 def _fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value if isinstance(value, str) else _file(value) for name, value in body.items()}
+    return {name: _file(value) if isinstance(value, Mapping) else value for name, value in body.items()}
 
 
 def _file(record: Mapping[str, Any]) -> File:

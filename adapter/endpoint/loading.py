@@ -21,7 +21,9 @@ _CHECK = "import sys; from adapter.endpoint.loading import check; check(*sys.arg
 
 
 def load_service(module_name: str, class_name: str | None = None) -> Service:
-    """Make the service of a module: of the class named, else of the one subclass of `Service` that is written in it.
+    """Make the service of a module: of the class named, else of its one subclass of `Service`.
+
+    A class that is written there counts before those that it imports.
 
     ImportServiceError with one sentence where there is none. Source: seed 004.
     """
@@ -46,12 +48,13 @@ def load_service(module_name: str, class_name: str | None = None) -> Service:
 
 
 def _only_class(module: ModuleType) -> type[Service]:
-    written = [
+    known = dict.fromkeys(
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Service) and value.__module__ == module.__name__
-    ]
-    found = [cls for cls in written if not any(cls in other.__mro__[1:] for other in written)]
+        if inspect.isclass(value) and issubclass(value, Service) and value is not Service
+    )
+    candidates = [cls for cls in known if cls.__module__ == module.__name__] or list(known)
+    found = [cls for cls in candidates if not any(cls in other.__mro__[1:] for other in candidates)]
     if not found:
         raise ImportServiceError(
             f"The module {module.__name__!r} has no class that extends adapter.endpoint.Service: write one with an "

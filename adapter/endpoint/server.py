@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import enum
 import inspect
+import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,9 +18,13 @@ from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
+import starlette.exceptions
 import uvicorn
 from fastapi import FastAPI, Form, HTTPException, Request
+from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.datastructures import UploadFile
 
 from adapter.endpoint import fetching
 from adapter.endpoint.compute import DIED, Compute, LocalCompute, TritonCompute
@@ -36,7 +42,7 @@ from adapter.endpoint.service import (
     endpoints_of,
 )
 from adapter.endpoint.types import File
-from adapter.exceptions import AdapterError, ServiceUnavailable, StateException, sentence
+from adapter.exceptions import AdapterError, ServiceUnavailable, StateException, message_of, sentence, status_of
 from adapter.server.edge import Edge
 from adapter.server.health import Health
 from adapter.server.logs import AccessLog
@@ -93,6 +99,8 @@ class Server:
                 self._add_health()
             self._add(endpoint)
         self.app.add_exception_handler(AdapterError, self._refused)
+        self.app.add_exception_handler(RequestValidationError, self._invalid)
+        self.app.add_exception_handler(starlette.exceptions.HTTPException, self._unreadable)
 
     # ---- states ---------------------------------------------------------------------------------------------------
 
@@ -117,12 +125,10 @@ class Server:
             raise StateException(f"The server is {self._state.name}; it can start when it is UNINITIALIZED or STOPPED.")
         self._failure = ""
         self.service.on_server_startup()
-        compute = self._make_compute()
+        self._compute = compute = self._make_compute()
         try:
-            if self.is_async:
-                self.state = self.State.LAUNCH_PREDICT_LOOP
+            self.state = self.State.LAUNCH_PREDICT_LOOP if self.is_async else self.State.SETUP_SERVICE
             await compute.start(self._heard)
-            self._compute = compute
             yield
         finally:
             self.drain()
@@ -239,6 +245,23 @@ class Server:
         content = {"status": self._state.name, "detail": str(error)}
         return JSONResponse(content, HTTPStatus.SERVICE_UNAVAILABLE, {"retry-after": "1"})
 
+    async def _invalid(self, request: Request, error: Exception) -> Response:
+        """FastAPI's own answer; without the input where JSON cannot hold it, such as NaN."""
+        assert isinstance(error, RequestValidationError)
+        try:
+            return await request_validation_exception_handler(request, error)
+        except ValueError:
+            problems = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
+            content = json.dumps({"detail": problems})  # with escapes for half of a surrogate pair
+            return Response(content, HTTPStatus.UNPROCESSABLE_ENTITY, media_type="application/json")
+
+    async def _unreadable(self, request: Request, error: Exception) -> Response:
+        """FastAPI's own answer; with the status of what kept it from reading the body, such as 413."""
+        assert isinstance(error, starlette.exceptions.HTTPException)
+        if isinstance(cause := error.__cause__, AdapterError):
+            error = HTTPException(status_of(cause), message_of(cause))
+        return await http_exception_handler(request, error)
+
     # ---- what else a person does with it ----------------------------------------------------------------------------
 
     def get_api_schema(self) -> dict[str, Any]:
@@ -284,9 +307,13 @@ class Server:
             lifespan="on",
             log_config=None,
             access_log=False,
+            timeout_graceful_shutdown=math.ceil(drain_s) + 1,  # for requests that are no call yet, or none any more
         )
         running = _Uvicorn(config, self, drain_s)
-        running.run()
+        try:
+            running.run()
+        except SystemExit:  # of uvicorn, where setup() failed before HTTP is served, or the port is taken
+            return 1
         return 0 if running.started and not self._failure else 1
 
     async def _not_ready(self) -> str:
@@ -330,13 +357,14 @@ class _Uvicorn(uvicorn.Server):
         self._server.drain()
         with contextlib.suppress(RuntimeError):  # no loop: it has not started
             loop = asyncio.get_running_loop()
-            loop.call_later(0 if self.force_exit else self._drain_s, self._server.kill)
+            delay = 0 if self.force_exit else self._drain_s
+            loop.call_soon_threadsafe(loop.call_later, delay, self._server.kill)  # wakes a loop with nothing to do
 
 
 async def _sent(value: Any) -> Any:
     """What travels of a field of a form."""
-    if isinstance(value, str):
-        return value
+    if not isinstance(value, UploadFile):
+        return value  # text, or None for a file that may be left out
     return {"content": await value.read(), "filename": value.filename, "headers": dict(value.headers)}
 
 

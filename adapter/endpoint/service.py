@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -97,12 +97,10 @@ def endpoints_of(service: Service) -> list[Endpoint]:
     InvalidArgument where a signature does not say what comes or goes.
     """
     found = [_form(service)] if hasattr(service, FORM) else []
-    found.append(_endpoint(service.infer, "/infer"))
-    reserved = {name for name in dir(Service) if not name.startswith("_")} | {FORM}
-    for name, method in inspect.getmembers(service, predicate=inspect.ismethod):
-        if name not in reserved and not name.startswith("_"):
-            where = getattr(method, "__path__", None) or "/" + name.replace("_", "-")
-            found.append(_endpoint(method, where))
+    found.append(_endpoint(INFER, service.infer, "/infer"))
+    for name, method in _other_methods(service):
+        where = getattr(method, "__path__", None) or "/" + name.replace("_", "-")
+        found.append(_endpoint(name, method, where))
     taken: dict[str, str] = dict.fromkeys(("/", "/healthcheck", "/docs", "/redoc", "/openapi.json"), "the server")
     for endpoint in found:
         if endpoint.path in taken:
@@ -113,29 +111,46 @@ def endpoints_of(service: Service) -> list[Endpoint]:
     return found
 
 
+def _other_methods(service: Service) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The public methods that its class adds.
+
+    Only the class is asked: properties may need what `setup` makes, and what `setup` keeps in an attribute may be a
+    method of something else.
+    """
+    cls = type(service)
+    for name in dir(cls):
+        written = inspect.getattr_static(cls, name)
+        if name.startswith("_") or name == FORM or hasattr(Service, name):
+            continue
+        if inspect.isfunction(written) or isinstance(written, classmethod):
+            yield name, written.__get__(service, cls)
+
+
 def stores_assets(service: Service) -> bool:
     """Whether the service has assets to store: it overrides `store_assets`."""
     return type(service).store_assets is not Service.store_assets
 
 
+def volume_path(environ: Mapping[str, str] = os.environ) -> str:
+    """Where the volume is, as ADAPTER_VOLUME_PATH says."""
+    return environ.get(VOLUME) or DEFAULT_VOLUME_PATH
+
+
 def volume_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that let libraries keep what they download in the volume."""
-    volume = environ.get(VOLUME) or DEFAULT_VOLUME_PATH
+    volume = volume_path(environ)
     return {
         "HUGGINGFACE_HUB_CACHE": os.path.join(volume, "huggingface_hub_cache"),
         "TORCH_HOME": os.path.join(volume, "torch_home"),
     }
 
 
-def _endpoint(method: Callable[..., Any], where: str) -> Endpoint:
-    name = method.__name__
-    signature = _signature(method)
+def _endpoint(name: str, method: Callable[..., Any], where: str) -> Endpoint:
+    signature = _signature(name, method)
     if not signature.parameters:
         raise InvalidArgument(f"{name}() takes no argument; an endpoint takes at least one.")
     fields: dict[str, Any] = {}
     for parameter in signature.parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise InvalidArgument(f"{name}() takes {parameter}; an endpoint names every argument.")
         if parameter.annotation is parameter.empty:
             raise InvalidArgument(
                 f"{name}() says no type for {parameter.name!r}: write it as `{parameter.name}: str`, for example. A "
@@ -151,7 +166,7 @@ def _form(service: Service) -> Endpoint:
     where = getattr(method, "__path__", None)
     if where is None or where == "/infer":
         raise InvalidArgument(f"{FORM}() needs a path of its own: decorate it with @path('/infer-form'), for example.")
-    signature = _signature(method)
+    signature = _signature(FORM, method)
     if not signature.parameters:
         raise InvalidArgument(f"{FORM}() takes no argument; it takes at least one, of type File or str.")
     for parameter in signature.parameters.values():
@@ -160,11 +175,16 @@ def _form(service: Service) -> Endpoint:
     return Endpoint(FORM, where, output=_output(FORM, signature), form=signature)
 
 
-def _signature(method: Callable[..., Any]) -> inspect.Signature:
+def _signature(name: str, method: Callable[..., Any]) -> inspect.Signature:
     try:
-        return inspect.signature(method, eval_str=True)
+        signature = inspect.signature(method, eval_str=True)
     except Exception as error:  # an annotation in quotes is code of the user's
-        raise InvalidArgument(f"The annotations of {method.__name__}() cannot be read: {sentence(error)}.") from error
+        raise InvalidArgument(f"The annotations of {name}() cannot be read: {sentence(error)}.") from error
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            how = " by position only" if parameter.kind is parameter.POSITIONAL_ONLY else ""
+            raise InvalidArgument(f"{name}() takes {parameter}{how}; an endpoint names every argument.")
+    return signature
 
 
 def _output(name: str, signature: inspect.Signature) -> type[BaseModel]:

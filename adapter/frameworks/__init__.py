@@ -1,1 +1,1 @@
-"""Frameworks whose models can be saved, one file each; `base.Framework` tells how to add one."""
+"""Frameworks whose models can be saved, one file each on `base`, whose `Framework` tells how to add one."""

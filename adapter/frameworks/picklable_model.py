@@ -20,7 +20,7 @@ class PicklableModel(Framework):
     libraries = {"cloudpickle": "cloudpickle"}  # noqa: RUF012  # declared ClassVar in Framework
     default_signatures = {"__call__": {"batchable": False}}  # noqa: RUF012
 
-    def save(self, model: Any, folder: Path) -> None:
+    def save(self, model: Any, folder: Path, **options: Any) -> None:
         try:
             with (folder / FILE).open("wb") as file:
                 cloudpickle.dump(model, file)

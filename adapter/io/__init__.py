@@ -13,6 +13,7 @@ from adapter.exceptions import InvalidArgument
 
 if TYPE_CHECKING:
     from adapter.io.base import IODescriptor
+    from adapter.io.fields import Fields
     from adapter.io.file import File
     from adapter.io.image import Image
     from adapter.io.json import JSON
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from adapter.io.numpy import NumpyNdarray
     from adapter.io.pandas import PandasDataFrame, PandasSeries
     from adapter.io.sse import SSE
+    from adapter.io.stream import Stream
     from adapter.io.text import Text
     from adapter.io.text import Text as String
 
 __all__ = [
     "JSON",
     "SSE",
+    "Fields",
     "File",
     "IODescriptor",
     "Image",
@@ -33,12 +36,14 @@ __all__ = [
     "NumpyNdarray",
     "PandasDataFrame",
     "PandasSeries",
+    "Stream",
     "String",
     "Text",
     "from_spec",
 ]
 
 _DESCRIPTORS = {
+    "Fields": "fields",
     "File": "file",
     "Image": "image",
     "JSON": "json",
@@ -46,6 +51,7 @@ _DESCRIPTORS = {
     "NumpyNdarray": "numpy",
     "PandasDataFrame": "pandas",
     "PandasSeries": "pandas",
+    "Stream": "stream",
     "Text": "text",
 }
 _MODULES = {**_DESCRIPTORS, "IODescriptor": "base", "SSE": "sse"}

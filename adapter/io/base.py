@@ -79,8 +79,11 @@ class IODescriptor(abc.ABC, Generic[T]):
     sends: tuple[str, ...] = ()
     """The content types it can answer with, by the request's Accept header; `mime_type` alone where it is empty."""
 
+    by_name: bool = False
+    """Whether the value is a dict of arguments, which an API function takes by keyword."""
+
     parts: Mapping[str, IODescriptor[Any]] = MappingProxyType({})
-    """The descriptors of named parts (`Multipart`): an API function takes them by keyword."""
+    """The descriptors of named parts (`Multipart`)."""
 
     placeholder: str = ""
     """What an error shows as an example of a body where there is no sample."""

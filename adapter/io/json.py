@@ -42,6 +42,7 @@ JSON_TYPES = (
 # dataclasses are left to `simpler`, so that they look the same with and without orjson
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
 _MAX_FAILURES = 5
+_MAX_DETAILS = 100
 # what seeds 001 and 002 call the arguments in their table
 _ARGUMENTS_OF_SEEDS = {
     "validate": "a body is checked where a pydantic_model is given",
@@ -158,7 +159,9 @@ class JSON(IODescriptor[Any]):
 
     def _misfit(self, error: ValidationError) -> BadInput:
         end = "" if self.example is None else f"; {self.advice}"
-        return BadInput(f"The body does not fit {_name_of(self.pydantic_model)}: {failures(error)}{end}.")
+        bad = BadInput(f"The body does not fit {_name_of(self.pydantic_model)}: {failures(error)}{end}.")
+        bad.detail = details(error)
+        return bad
 
 
 def _type_adapter(model: Any) -> TypeAdapter[Any]:
@@ -205,6 +208,12 @@ def failures(error: ValidationError) -> str:
     if len(found) > _MAX_FAILURES:
         parts.append(f"and {len(found) - _MAX_FAILURES} more")
     return "; ".join(parts)
+
+
+def details(error: ValidationError) -> list[dict[str, Any]]:
+    """The failing fields of a pydantic error for programs: where, what kind, and a message each."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{**failure, "loc": list(failure["loc"])} for failure in found[:_MAX_DETAILS]]
 
 
 def loads(body: bytes, advice: str) -> Any:

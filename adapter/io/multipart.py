@@ -32,6 +32,7 @@ class Multipart(IODescriptor[dict[str, Any]]):
     result is a dict with all the names. Source: seeds 001 and 002.
     """
 
+    by_name = True
     mime_type = FORM
     accepts = (FORM,)
 

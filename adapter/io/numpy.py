@@ -140,6 +140,14 @@ class NumpyNdarray(IODescriptor[Array]):
             return self.respond(_npy(self._result(obj)), ctx, mime_type=NPY_TYPE)
         return self.respond(self.dump(obj), ctx)
 
+    def of_json(self, value: Any) -> Any:
+        """The array of nested lists that have been read already, or BadInput."""
+        if isinstance(value, np.ndarray):
+            return self._fit(value, BadInput, "It", "")
+        if any(isinstance(leaf, str) for leaf in _leaves(value)):
+            self._refuse_padding(value)
+        return self._fit(self._array(value), BadInput, "It", "")
+
     def dump(self, obj: Any) -> bytes:
         """The JSON body for a result, or InternalServerError that says why it has none."""
         return _written(self._result(obj))

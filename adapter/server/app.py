@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import logging
 import math
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import FastAPI
@@ -22,19 +23,28 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter.context import Context
 from adapter.exceptions import AdapterError
-from adapter.runner import LocalTransport, Runner
+from adapter.runner import LocalTransport, Runner, RunnerSpec
 from adapter.server import swagger
 from adapter.server.edge import ENDPOINT, Edge, Log
+from adapter.server.elsewhere import Elsewhere
 from adapter.server.endpoint import Endpoint, error_response
 from adapter.server.health import Health
 from adapter.server.metrics import CONTENT_TYPE, ServerMetrics
 from adapter.server.openapi import document
+from adapter.server.tasks import TaskRoute, Tasks
+from adapter.server.tasks import routes as task_routes
 from adapter.server.threads import Threads
 from adapter.server.tracing import Tracer
-from adapter.services import Service
+from adapter.server.views import WithSelf
+from adapter.services import Life, Service
 from adapter.settings import Cors, Settings
 from adapter.triton.client import CallMetrics, CallTracer, TritonClient, connect
+from adapter.triton.copies import is_address
+from adapter.triton.existing import ExistingTransport
+from adapter.triton.existing import Runner as ExistingRunner
 from adapter.triton.manifest import Manifest
+from adapter.triton.notice import Notice, Notices
+from adapter.tuning import tailored
 
 logger = logging.getLogger("adapter.server")
 
@@ -50,65 +60,120 @@ class Runners(Protocol):
     async def not_ready(self) -> str:
         """Why calls would fail now; "" when they would not."""
 
+    def abandon(self, identity: str) -> None:
+        """End the calls of an HTTP request whose client has gone."""
+
     async def stop(self) -> None: ...
 
 
 class LocalRunners:
     """All runners in this process: `adapter serve --development`, and embedded ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, metrics: CallMetrics | None = None, tracer: CallTracer | None = None) -> None:
         self._started: list[Runner] = []  # and not those that another application has started
+        self._elsewhere = Elsewhere(metrics, tracer)
 
     async def start(self, service: Service) -> None:
         await self._run_here(service.runners)
 
     async def _run_here(self, runners: Iterable[Runner]) -> None:
         for runner in runners:
-            runner.connect(await asyncio.to_thread(LocalTransport, runner.spec, serving=True))
+            if runner.spec.existing is None:
+                runner.connect(await asyncio.to_thread(LocalTransport, runner.spec, serving=True))
+            else:
+                self._elsewhere.connect(runner)
             self._started.append(runner)
 
     async def not_ready(self) -> str:
-        return ""
+        return await self._elsewhere.not_ready()
+
+    def abandon(self, identity: str) -> None:
+        self._elsewhere.abandon(identity)
 
     async def stop(self) -> None:
         while self._started:
             self._started.pop().destroy()
+        await self._elsewhere.close()
 
 
 class TritonRunners(LocalRunners):
     """Runners in Triton, as a manifest places them; embedded ones in this process."""
 
     def __init__(
-        self, url: str, manifest: Manifest, *, metrics: CallMetrics | None = None, tracer: CallTracer | None = None
+        self,
+        url: str,
+        manifest: Manifest,
+        *,
+        metrics: CallMetrics | None = None,
+        tracer: CallTracer | None = None,
+        notices: Notices | None = None,
     ) -> None:
-        super().__init__()
+        """`notices` say where Triton is now, and which entries cannot be called, for one that is looked after."""
+        super().__init__(metrics=metrics, tracer=tracer)
         self._url = url
         self._manifest = manifest
         self._metrics = metrics
         self._tracer = tracer
+        self._notices = notices
+        self._notice = Notice()
         self._client: TritonClient | None = None
         self._expected: dict[str, str] = {}
         self._asked, self._reason = -math.inf, ""
 
     async def start(self, service: Service) -> None:
         self._client = TritonClient(self._url)
+        natives = self._manifest.natives(service.name)
         for runner in service.runners:
-            if not runner.spec.embedded:
-                entries = self._manifest.entries(service.name, runner.name)
-                self._expected |= connect(self._client, runner, entries, metrics=self._metrics, tracer=self._tracer)
-                self._started.append(runner)
-        await self._run_here(runner for runner in service.runners if runner.spec.embedded)
+            if self._is_here(runner.spec):
+                continue
+            entries = self._manifest.entries(service.name, runner.name)
+            if isinstance(runner, ExistingRunner):
+                runner.know(entries)
+                transport = ExistingTransport(self._client, runner.spec, metrics=self._metrics, tracer=self._tracer)
+                runner.connect(transport)
+                self._expected |= transport.interfaces
+            else:
+                self._expected |= connect(
+                    self._client, runner, entries, natives=natives, metrics=self._metrics, tracer=self._tracer
+                )
+            self._started.append(runner)
+        if self._notices is not None:
+            self._notices.follow(self._heard)
+        await self._run_here(runner for runner in service.runners if self._is_here(runner.spec))
+
+    def _is_here(self, runner: RunnerSpec) -> bool:
+        """Whether a runner is not in the Triton that this is for, but in this process or in a Triton of its own."""
+        return runner.embedded or (runner.existing is not None and is_address(runner.existing))
+
+    def _heard(self, notice: Notice) -> None:
+        if self._client is None:
+            return
+        if notice.url is not None and notice.url != self._client.url:
+            self._client.move(notice.url)
+        self._client.refuse(notice.refused)
+        self._notice = notice
+        self._asked = -math.inf
 
     async def not_ready(self) -> str:
         if self._client is None:
             return "This worker is starting."
+        for entry in self._expected:
+            if reason := self._notice.refused.get(entry) or self._notice.not_ready.get(entry):
+                return reason
         if time.monotonic() - self._asked > _READY_FOR_S:
             self._reason = await self._client.not_ready(self._expected)
             self._asked = time.monotonic()
-        return self._reason
+        return self._reason or await self._elsewhere.not_ready()
+
+    def abandon(self, identity: str) -> None:
+        super().abandon(identity)
+        if self._client is not None:
+            self._client.abandon(identity)
 
     async def stop(self) -> None:
         await super().stop()
+        if self._notices is not None:
+            self._notices.leave()
         if self._client is not None:
             await self._client.close()
 
@@ -121,15 +186,28 @@ def create_app(
     log: Log | None = None,
     metrics: ServerMetrics | None = None,
     tracer: Tracer | None = None,
+    tasks_folder: Path | None = None,
 ) -> Edge:
     """Build the application of a service: its APIs behind the edge, and FastAPI with every other route.
 
+    Tasks are kept in `tasks_folder`, which several applications of one service may share, or as long as this one lives.
+
     From the outermost: the edge, the service's middlewares, CORS, then an endpoint or FastAPI.
     """
+    settings = tailored(settings, service)
     server = settings.api_server
     state: dict[str, Any] = {}
+    life = service.life(state)
+
+    async def not_ready() -> str:
+        return await runners.not_ready() or await life.not_ready()
+
     threads = Threads(server.threads)
-    health = Health(threads, runners.not_ready)
+    health = Health(threads, not_ready)
+
+    jobs = {name: api for name, api in life.apis.items() if api.task}
+    working = Threads(server.threads)  # a task that runs long leaves the others to requests
+    tasks = Tasks({name: Endpoint(api, state, working) for name, api in jobs.items()}, jobs, server.threads)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -144,20 +222,24 @@ def create_app(
                 logger.warning("%s", reason)
             stack.callback(threads.stop)
             context = Context(state)
-            stack.push_async_callback(_shut_down, service, context)
-            for hook in service.startup_hooks:
-                await _call(hook, context)
-            for mount in service.mounts:
+            stack.push_async_callback(life.stop, context)
+            await life.start(context)
+            for mount in life.mounts:
                 if (
                     router := getattr(mount.app, "router", None)
                 ) is not None:  # Starlette runs no lifespan below its own
                     await stack.enter_async_context(router.lifespan_context(mount.app))
+            if jobs:
+                stack.callback(working.stop)
+                stack.push_async_callback(tasks.stop)
+                folder = tasks_folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="adapter-tasks-"))
+                await tasks.start(Path(folder))
             yield
 
     app = FastAPI(title=service.name, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.router.routes += [*_infrastructure(service, health, metrics), *swagger.routes(service)]
-    for mount in service.mounts:
-        app.mount(mount.path, mount.app, mount.name)
+    app.router.routes += [*_infrastructure(service, life, health, metrics), *swagger.routes(service)]
+    for mount in life.mounts:
+        app.mount(mount.path, WithSelf(mount.app, life) if service.classes else mount.app, mount.name)
     app.add_exception_handler(HTTPException, _no_such_route(service))
     for kind in (AdapterError, Exception):  # FastAPI raises again what only the second one is for
         app.add_exception_handler(kind, _failed)
@@ -165,8 +247,21 @@ def create_app(
     inner = with_cors(_Dispatch(app))
     for middleware, options in reversed(service.middlewares):
         inner = middleware(inner, **options)
-    endpoints = {api.route: Endpoint(api, state, threads) for api in service.apis.values()}
-    return Edge(inner, endpoints, server, with_cors=with_cors, health=health, log=log, metrics=metrics, tracer=tracer)
+    endpoints: dict[str, Endpoint | TaskRoute] = {
+        api.route: Endpoint(api, state, threads) for api in life.apis.values()
+    }
+    endpoints |= task_routes(tasks, jobs)
+    return Edge(
+        inner,
+        endpoints,
+        server,
+        with_cors=with_cors,
+        health=health,
+        log=log,
+        metrics=metrics,
+        tracer=tracer,
+        abandon=runners.abandon,
+    )
 
 
 class _Dispatch:
@@ -199,28 +294,16 @@ async def _failed(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-async def _shut_down(service: Service, context: Context) -> None:
-    for hook in service.shutdown_hooks:
-        try:
-            await _call(hook, context)
-        except Exception:
-            logger.exception("The shutdown hook %s failed.", getattr(hook, "__name__", hook))
-
-
-async def _call(hook: Callable[..., Any], *args: Any) -> None:
-    result = hook(*args)
-    if inspect.isawaitable(result):
-        await result
-
-
 # ---- the other routes ---------------------------------------------------------------------------------------------
 
 
-def _infrastructure(service: Service, health: Health, metrics: ServerMetrics | None) -> list[Route]:
+def _infrastructure(service: Service, life: Life, health: Health, metrics: ServerMetrics | None) -> list[Route]:
     openapi = document(service)
 
     async def alive(request: Request) -> Response:
-        return PlainTextResponse("\n")
+        if await life.alive():
+            return PlainTextResponse("\n")
+        return JSONResponse({"error": f"{service.name} says that it is not alive."}, status_code=503)
 
     async def ready(request: Request) -> Response:
         reason = await health.not_ready()

@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+LEFT = "adapter.left"
+"""The key in the scope of what is called when the client has closed the connection."""
 _MOST_KEPT = 64 << 10
 _LONGEST_HEAD = 64 << 10  # beyond the piece that it began in
 
@@ -22,6 +24,12 @@ class CorkedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, _Corked(transport, self.loop)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        scope: Any = self.scope
+        if scope is not None and (left := scope.get(LEFT)) is not None:
+            left()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

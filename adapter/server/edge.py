@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 import time
@@ -14,12 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.exceptions import BodyTooLarge, DeadlineExceeded, RemoteException, TooManyRequests, sentence
 from adapter.io.base import accept
-from adapter.server.endpoint import Endpoint, error_response
+from adapter.server.corked import LEFT
+from adapter.server.endpoint import BrokenOff, error_response
 from adapter.server.health import Health
 from adapter.server.metrics import ServerMetrics
 from adapter.server.tracing import Tracer
+from adapter.services import API
 from adapter.settings import ApiServer
-from adapter.triton.client import deadline, request_id
+from adapter.triton.request import SentId, deadline, request_id
+
+logger = logging.getLogger("adapter.server")
 
 REQUEST_ID = "x-adapter-request-id"
 METRICS = "/metrics"
@@ -40,17 +45,26 @@ class Log(Protocol):
     ) -> None: ...
 
 
+class Routed(Protocol):
+    """What answers at a route: an endpoint, or a route of a task."""
+
+    api: API
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
 class Edge:
     """Names each request, limits it, finds its endpoint, answers what nobody else answered, counts and logs it.
 
     `endpoints` are the APIs by route. An API is found here, by its path, and not by the router of the application,
-    whose layers would cost more than all that is done for a small request.
+    whose layers would cost more than all that is done for a small request. `abandon` is told the id of a request whose
+    client goes away before it has its answer.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        endpoints: Mapping[str, Endpoint],
+        endpoints: Mapping[str, Routed],
         settings: ApiServer,
         *,
         with_cors: Callable[[ASGIApp], ASGIApp],
@@ -58,8 +72,10 @@ class Edge:
         log: Log | None,
         metrics: ServerMetrics | None,
         tracer: Tracer | None,
+        abandon: Callable[[str], None] | None = None,
     ) -> None:
         self.health = health
+        self._abandon = abandon
         self._app = app
         self._with_cors = with_cors
         self._traffic = settings.traffic
@@ -88,7 +104,8 @@ class Edge:
         else:
             endpoint, label = self._find(scope, path)
         scope[ENDPOINT] = endpoint
-        exchange = _Exchange(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self._abandon)
+        scope[LEFT] = exchange.left
         metrics = None if path == METRICS else self._metrics
         if metrics is not None:
             metrics.begun(label)
@@ -127,7 +144,7 @@ class Edge:
             answer = self._with_cors(error_response(error))
             await answer(scope, exchange.receive, exchange.send)
 
-    def _find(self, scope: Scope, path: str) -> tuple[Endpoint | None, str]:
+    def _find(self, scope: Scope, path: str) -> tuple[Routed | None, str]:
         if path in INFRASTRUCTURE:
             return None, path
         if path.startswith(STATIC):
@@ -182,6 +199,9 @@ class Edge:
             if not exchange.late:
                 if hasattr(task, "cancelling") and not task.cancelling():  # raised by the code of the service itself
                     raise RemoteException(sentence(error)) from error
+                if self.health.draining and exchange.status:
+                    logger.warning("request %s to %s broke off: this server stops", exchange.identity, scope["path"])
+                    raise BrokenOff from None
                 raise
             if hasattr(task, "uncancel"):  # since Python 3.11
                 task.uncancel()
@@ -195,9 +215,24 @@ class Edge:
 class _Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_send", "_timer", "complete", "headers", "identity", "late", "length", "receive", "shown", "status")
+    __slots__ = (
+        "_abandon",
+        "_send",
+        "_timer",
+        "complete",
+        "headers",
+        "identity",
+        "late",
+        "length",
+        "receive",
+        "shown",
+        "status",
+    )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, abandon: Callable[[str], None] | None = None
+    ) -> None:
+        self._abandon = abandon
         self.receive = receive
         self._send = send
         self._timer: asyncio.TimerHandle | None = None
@@ -213,7 +248,7 @@ class _Exchange:
             elif name == b"transfer-encoding":
                 self.length = None
             elif name == b"x-request-id":
-                identity = _usable(value)
+                identity = SentId(_usable(value))
             elif name == b"accept" and value != b"*/*":
                 accept.set(value.decode("latin-1"))
         self.identity = identity or f"{random.getrandbits(128):032x}"
@@ -233,6 +268,11 @@ class _Exchange:
             return message
 
         return receive
+
+    def left(self) -> None:
+        """The client has closed the connection."""
+        if self._abandon is not None and not self.complete:
+            self._abandon(self.identity)
 
     def start_timer(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float) -> None:
         self._timer = loop.call_later(seconds, self._expire, task)

@@ -16,18 +16,24 @@ from starlette.types import Receive, Scope, Send
 from adapter.context import Context
 from adapter.exceptions import (
     AdapterError,
+    ClientGone,
     DeadlineExceeded,
     RemoteException,
     ServiceUnavailable,
     message_of,
+    one_line,
     sentence,
     status_of,
 )
 from adapter.server.threads import Threads
 from adapter.services import API
-from adapter.triton.client import request_id
+from adapter.triton.request import request_id
 
 logger = logging.getLogger("adapter.server")
+
+
+class BrokenOff(Exception):
+    """What is left to do for an answer that failed half-way, and is logged: the server closes the connection."""
 
 
 class Endpoint:
@@ -40,6 +46,8 @@ class Endpoint:
         self._read = api.input.from_http_request
         self._write = api.output.to_http_response
         self._is_async = api.is_async
+        # a call of a generator function runs none of it
+        self._is_generator = inspect.isgeneratorfunction(api.func) or inspect.isasyncgenfunction(api.func)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -65,7 +73,14 @@ class Endpoint:
             raise
         except BaseException as error:  # noqa: BLE001  # the edge: whatever user code raises is answered
             response = error_response(error, self.api.name)
-        await response(request.scope, request.receive, send)
+        try:
+            await response(request.scope, request.receive, send)
+        except ClientGone:  # the API learned of it while it was streaming
+            return
+        except Exception as error:
+            name, cause = self.api.name, None if isinstance(error, AdapterError) else error
+            logger.error("request %s to /%s broke off: %s", request_id.get(), name, sentence(error), exc_info=cause)
+            raise BrokenOff from error
 
     async def _answer(self, request: Request, context: Context | None) -> Response:
         value = await self._read(request)
@@ -80,6 +95,8 @@ class Endpoint:
             arguments = (value,) if context is None else (value, context)
         if self._is_async:
             result = await api.func(*arguments, **keywords)
+        elif self._is_generator:
+            result = api.func(*arguments, **keywords)
         else:
             result = await self._threads.run(api.func, *arguments, **keywords)
             if inspect.isawaitable(result):
@@ -98,9 +115,12 @@ def error_response(error: BaseException, api: str = "") -> Response:
         if (seconds := getattr(error, "retry_after", None)) is not None:
             headers["retry-after"] = str(max(1, math.ceil(seconds)))
         text = message_of(error) or f"{http.client.responses.get(status, type(error).__name__)}."
-        return JSONResponse({"error": text}, status_code=status, headers=headers)
+        body: dict[str, Any] = {"error": text} if error.detail is None else {"error": text, "detail": error.detail}
+        return JSONResponse(body, status_code=status, headers=headers)
     if isinstance(error, RemoteException):
-        logger.error("request %s to /%s: the runner raised %s", identity, api, message_of(error))
+        text = one_line(message_of(error))
+        # where it was raised here, and not in Triton, whose log has the rest
+        logger.error("request %s to /%s: the runner raised %s", identity, api, text, exc_info=error.__cause__)
     else:
         logger.error("request %s to /%s failed", identity, api, exc_info=error)
     text = f"The code of this service failed on the request; its log says why, under the request id {identity}."

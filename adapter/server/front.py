@@ -27,9 +27,11 @@ from adapter.server.corked import CorkedHttpProtocol
 from adapter.server.metrics import ServerMetrics
 from adapter.settings import Settings
 from adapter.triton.manifest import Manifest
+from adapter.triton.notice import Notices
 from adapter.tuning import tune
 
 VARIABLE = "ADAPTER_FRONT"
+STARTUP_FAILED = 3  # the exit code where the service could be imported, and its start-up failed
 _PR_SET_PDEATHSIG = 1
 _PARTING_S = 0.3
 _OBJECTS_BEFORE_COLLECTION = 10_000  # a request makes dozens, nearly none of them in a cycle
@@ -43,7 +45,7 @@ class FrontOptions:
 
     `service` is the name of the service that `target` leads to, `store` whether there is a model store here, `url`
     where Triton is, None with local runners. In `metrics_folder` the fronts keep their numbers together; `metrics_url`
-    is Triton's own page of them.
+    is Triton's own page of them. On the `board`, a file, and by the bell `bell_fd` the launcher tells what changes.
     """
 
     target: str
@@ -53,12 +55,15 @@ class FrontOptions:
     settings: Settings
     store: bool
     metrics_folder: str
+    board: str
+    tasks_folder: str
     metrics_url: str | None = None
     url: str | None = None
     manifest: str | None = None
     index: int = 1
     listen_fd: int = -1
     ready_fd: int = -1
+    bell_fd: int = -1
 
     def to_json(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -104,7 +109,7 @@ class _Server(uvicorn.Server):
 
 
 def main() -> int:
-    """Serve until told to stop; the exit code is 1 where the service cannot start."""
+    """Serve until told to stop; the exit code is 1 where the service cannot be imported, else STARTUP_FAILED."""
     options = FrontOptions.from_json(os.environ.pop(VARIABLE))
     settings = options.settings
     server = settings.api_server
@@ -117,18 +122,20 @@ def main() -> int:
     try:
         log = logs.AccessLog(component, said.format, said.access) if said.access.enabled else None
         name, counted = options.service, server.metrics
-        metrics = ServerMetrics(name, counted, engine=options.metrics_url) if counted.enabled else None
+        notices = Notices(Path(options.board), options.bell_fd)
+        metrics = ServerMetrics(name, counted, engine=options.metrics_url, notices=notices) if counted.enabled else None
         tracer = tracing.start(settings.tracing, name)
-        runners: Runners = LocalRunners()
+        runners: Runners = LocalRunners(metrics=metrics, tracer=tracer)
         manifest = Manifest.read(Path(options.manifest)) if options.manifest else None
         if manifest is not None:
             store = models.store() if options.store else None
             models.use_source(manifest.source(name, store))
             if options.url is not None:
-                runners = TritonRunners(options.url, manifest, metrics=metrics, tracer=tracer)
+                runners = TritonRunners(options.url, manifest, metrics=metrics, tracer=tracer, notices=notices)
         service = load_service(options.target, options.working_dir)
         tune(service, settings.runners)
-        app = create_app(service, runners, settings, log=log, metrics=metrics, tracer=tracer)
+        folder = Path(options.tasks_folder)
+        app = create_app(service, runners, settings, log=log, metrics=metrics, tracer=tracer, tasks_folder=folder)
     except AdapterError as error:
         logger.error("%s", error)
         return 1
@@ -145,7 +152,7 @@ def main() -> int:
     )
     running = _Server(config, options.ready_fd)
     running.run(sockets=[socket.socket(fileno=options.listen_fd)])
-    return 0 if running.started else 1
+    return 0 if running.started else STARTUP_FAILED
 
 
 if __name__ == "__main__":

@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import inspect
+import io
 import logging
 import math
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,28 +32,34 @@ from adapter.exceptions import ConfigException, EngineError, StateException, sen
 from adapter.loader import load_service
 from adapter.metrics import FOLDER
 from adapter.server import metrics, tls
-from adapter.server.front import VARIABLE, FrontOptions
+from adapter.server.front import STARTUP_FAILED, VARIABLE, FrontOptions
 from adapter.server.reload import ENVIRONMENT, KEPT, RebuildOptions, Reloader
+from adapter.server.temporary import temporary_folder
 from adapter.server.tracing import engine_traces_url
 from adapter.server.watched import files_of
 from adapter.services import Service
-from adapter.settings import Runners, Settings
+from adapter.settings import ApiServer, Runners, Settings
+from adapter.triton.copies import refuse_wrong_numbers
 from adapter.triton.engine import Engine
+from adapter.triton.engine_log import LogLine
 from adapter.triton.export import ExportPlan, Written, plan, write
 from adapter.triton.installation import Installation
 from adapter.triton.manifest import Manifest, RecordingModels
-from adapter.tuning import tune
+from adapter.triton.notice import Board
+from adapter.triton.watchdog import Watchdog
+from adapter.tuning import tailored, tune
 
 logger = logging.getLogger("adapter.server")
 
 DEFAULT_REPOSITORY = Path("model_repository")
-_ENGINE_START_S = 600.0  # models may be large
 _GRACE_S = 5.0  # after the timeout of a request, for a front to end by itself
 _STEADY_S = 10.0  # a front that lived this long is replaced at once
 _LONGEST_PAUSE_S = 10.0
 _SO_ATTACH_FILTER = 26
-_REPOSITORY, _METRICS, _OWNER = "adapter-repository-", "adapter-metrics-", ".owner"
+_REPOSITORY, _METRICS, _BOARD = "adapter-repository-", "adapter-metrics-", "adapter-board-"
+_TASKS = "adapter-tasks-"
 _POLL_S = 0.1
+_RETRY_PAUSES_S = (0.5, 1.0, 2.0)  # before a front is started again whose start-up hooks failed
 _UNLOAD_S = 30.0
 
 
@@ -100,6 +104,8 @@ def serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int
     `find_engine` is asked for a tritonserver where one is needed here, and may install it.
     AdapterError where it cannot start, with one sentence that says why.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what deployment hooks print stands before what fronts print
     try:
         return _serve(options, find_engine)
     except _Stopped:
@@ -108,30 +114,27 @@ def serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int
 
 def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> int:
     with contextlib.ExitStack() as stack:
-        server = options.settings.api_server
-        tls.check(server.ssl)
-        listener = stack.enter_context(_listen(server.http.host, server.http.port, server.backlog))
         stop = _StopSignals()
         manifest: Path | None = None
         url: str | None = None
-        engine: Engine | None = None
+        watchdog: Watchdog | None = None
+        board = Board(stack.enter_context(temporary_folder(_BOARD)))
         planned: ExportPlan | None = None
         written: list[Written] = []
-        tags: dict[str, str] = {}
         if options.reload:
             sys.dont_write_bytecode = True
             os.environ.update(ENVIRONMENT)
         remote = options.settings.triton.url
         if remote is not None:
             manifest, url = _remote_manifest(options), remote
-            models.use_source(Manifest.read(manifest).source())
-            service = load_service(options.target, options.working_dir)
-            models.use_source(None)
-            tune(service, options.settings.runners)
-            _deploy(service)
-        else:
-            service, tags = load_recorded(options.target, options.working_dir, options.settings.runners)
-            _deploy(service)
+        service, tags = _load(options, manifest)
+        options = replace(options, settings=tailored(options.settings, service))
+        server = options.settings.api_server
+        tls.check(server.ssl)
+        listener = stack.enter_context(_listen(server.http.host, server.http.port, server.backlog))
+        os.environ.update(service.envs)
+        _deploy(service)
+        if remote is None:
             if not options.development:
                 repository = options.settings.triton.repository
                 manifest = stack.enter_context(_repository(repository)) if service.runners else None
@@ -141,8 +144,15 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
                 if written:  # embedded runners alone need no engine
                     names = [w.name for w in written]
                     traces_url = engine_traces_url(options.settings.tracing)
-                    engine = _start_engine(stack, find_engine(), manifest, names, traces_url)
-                    url = engine.url
+                    installation = find_engine()
+                    if installation.bundled:
+                        refuse_wrong_numbers(planned.copies)
+                    if options.settings.triton.backends:
+                        logger.info(
+                            "triton.backends is for `adapter export`: here Triton's python backend serves all models."
+                        )
+                    watchdog = _start_engine(stack, installation, manifest, names, traces_url, board, server)
+                    url = watchdog.engine.url
 
         front = FrontOptions(
             target=options.target,
@@ -151,12 +161,14 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
             parent=os.getpid(),
             settings=options.settings,
             store=remote is None,
-            metrics_folder=str(stack.enter_context(_temporary(_METRICS))),
-            metrics_url=options.settings.triton.metrics_url if engine is None else engine.metrics_url,
+            metrics_folder=str(stack.enter_context(temporary_folder(_METRICS))),
+            board=str(board.path),
+            tasks_folder=str(stack.enter_context(temporary_folder(_TASKS))),
+            metrics_url=options.settings.triton.metrics_url,
             url=url,
             manifest=str(manifest) if manifest is not None else None,
         )
-        fronts = Fronts(options, listener, front)
+        fronts = Fronts(options, listener, front, board)
         stack.callback(fronts.stop, stop)
         reloader: Reloader | None = None
         if options.reload:
@@ -166,17 +178,27 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
                 development=options.development,
                 settings=options.settings.to_json(),
                 repository=str(manifest) if manifest is not None else None,
-                url=engine.url if engine is not None else None,
-                metadata=engine.metadata if engine is not None else (),
                 entries={w.name: w.version for w in written},
             )
             files = files_of(planned, tags) | ({str(options.config)} if options.config is not None else set())
             reread = options.reread or (lambda: options.settings)
-            reloader = Reloader(rebuild, files, reread, os.environ)
+            where = None if watchdog is None else watchdog.where
+            reloader = Reloader(rebuild, files, reread, os.environ, where)
             stack.callback(reloader.close)
         if not options.development:
             _hint(service)
-        return _run(options, service, fronts, engine, stop, reloader)
+        return _run(options, service, fronts, watchdog, stop, reloader)
+
+
+def _load(options: ServeOptions, manifest: Path | None) -> tuple[Service, dict[str, str]]:
+    """Import the service; where Triton is elsewhere, `manifest` answers for the models that it asks for."""
+    if manifest is None:
+        return load_recorded(options.target, options.working_dir, options.settings.runners)
+    models.use_source(Manifest.read(manifest).source())
+    service = load_service(options.target, options.working_dir)
+    models.use_source(None)
+    tune(service, options.settings.runners)
+    return service, {}
 
 
 def _hint(service: Service) -> None:
@@ -185,7 +207,7 @@ def _hint(service: Service) -> None:
         f"{runner.name}.{method.name}"
         for runner in service.runners
         for method in runner.spec.methods.values()
-        if not method.signature.batchable and not runner.spec.embedded
+        if not (method.signature.batchable or method.stream or runner.spec.embedded or runner.spec.existing)
     ]
     if alone:
         logger.info(
@@ -199,47 +221,44 @@ def _run(
     options: ServeOptions,
     service: Service,
     fronts: Fronts,
-    engine: Engine | None,
+    watchdog: Watchdog | None,
     stop: _StopSignals,
     reloader: Reloader | None,
 ) -> int:
+    mode = "development" if options.development else "production"
+    server = options.settings.api_server
+    where = f"{'https' if server.ssl.enabled else 'http'}://{_shown(server.http.host)}:{fronts.port}"
+    logger.info('Starting %s HTTP server from "%s", listening at %s', mode, service.import_string, where)
     fronts.start()
     if not fronts.wait_ready(stop):
         return 1
     stop.starting = False
-    mode = "development" if options.development else "production"
-    server = options.settings.api_server
-    where = f"{'https' if server.ssl.enabled else 'http'}://{_shown(server.http.host)}:{fronts.port}"
     logger.info("Serving %s (%s) on %s (Press CTRL+C to quit)", service.import_string, mode, where)
-    engine_fd = [os.pidfd_open(engine.pid)] if engine is not None else []
     while not stop.asked:
-        stop.wait([*fronts.fds, *engine_fd, *(reloader.fds if reloader is not None else ())], fronts.patience)
-        if engine is not None and engine.poll() is not None and not stop.asked:
-            logger.error("tritonserver ended by itself with exit code %s; this service ends, too.", engine.poll())
-            return 1
+        stop.wait([*fronts.fds, *(reloader.fds if reloader is not None else ())], fronts.patience)
         if not stop.asked and not fronts.replace_dead(stop):
             if reloader is None:
                 return 1
             fronts.forget_dead()
         if not stop.asked and reloader is not None:
-            _reload(reloader, fronts, engine, stop)
+            _reload(reloader, fronts, watchdog, stop)
     logger.info("Shutting down: requests that were accepted are answered first.")
     return 0
 
 
-def _reload(reloader: Reloader, fronts: Fronts, engine: Engine | None, stop: _StopSignals) -> None:
+def _reload(reloader: Reloader, fronts: Fronts, watchdog: Watchdog | None, stop: _StopSignals) -> None:
     """Let new fronts take over where the service has been rebuilt, and unload the entries that nobody calls now."""
     rebuilt = reloader.poll()
     if rebuilt is not None and fronts.renew(rebuilt.service, Settings.from_json(rebuilt.settings), stop, reloader):
         reloader.renewed()
         anew = f" Loaded anew: {', '.join(rebuilt.loaded)}." if rebuilt.loaded else ""
         logger.info("The service is served as it is now.%s", anew)
-        if engine is not None:
-            engine.entries = tuple(rebuilt.entries or ())
+        if watchdog is not None:
+            watchdog.serves(tuple(rebuilt.entries or ()))
     reloader.prepare()
-    if engine is not None and not fronts.retiring and (unused := reloader.unused()):
+    if watchdog is not None and not fronts.retiring and (unused := reloader.unused()):
         try:
-            engine.control.unload(unused, _UNLOAD_S)
+            watchdog.engine.control.unload(unused, _UNLOAD_S)
             logger.info("Unloaded: %s.", ", ".join(unused))
         except EngineError as error:
             logger.warning("%s", error)
@@ -267,17 +286,22 @@ def _start_engine(
     repository: Path,
     entries: list[str],
     traces_url: str | None,
-) -> Engine:
-    engine = Engine(installation, repository, entries, env=os.environ, traces_url=traces_url)
-    stack.callback(engine.stop)
-    engine.wait_ready(_ENGINE_START_S)
+    board: Board,
+    server: ApiServer,
+) -> Watchdog:
+    def make(entries: Sequence[str], on_line: Callable[[LogLine], None]) -> Engine:
+        return Engine(installation, repository, entries, env=os.environ, traces_url=traces_url, on_line=on_line)
+
+    watchdog = Watchdog(make, board, server.traffic.timeout + _GRACE_S)
+    stack.callback(watchdog.stop)
+    watchdog.start(entries)
     logger.info("Triton %s serves %s", installation.version or "", ", ".join(entries))
     if installation.bundled:
         logger.info(
             "This Triton listens on 127.0.0.1 only and is for development and one machine that you trust: it has known "
             "vulnerabilities. In production run Triton 26.04 or later and name it with --triton."
         )
-    return engine
+    return watchdog
 
 
 @contextlib.contextmanager
@@ -286,29 +310,8 @@ def _repository(named: Path | None) -> Iterator[Path]:
     if named is not None:
         yield named
         return
-    with _temporary(_REPOSITORY) as folder:
+    with temporary_folder(_REPOSITORY) as folder:
         yield folder
-
-
-@contextlib.contextmanager
-def _temporary(prefix: str) -> Iterator[Path]:
-    """A folder that lasts as long as this process."""
-    _remove_leftovers(prefix)
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    try:
-        with (folder / _OWNER).open("w") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_leftovers(prefix: str) -> None:
-    """Remove the temporary folders of launchers that were killed: nobody holds their lock any more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), (folder / _OWNER).open("r+") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remote_manifest(options: ServeOptions) -> Path:
@@ -402,6 +405,7 @@ class _Front:
     process: subprocess.Popen[bytes]
     fd: int  # a pidfd: readable when the process has ended
     ready: int
+    bell: int
     born: float
     until: float = math.inf  # when it is killed, after it was asked to end
     serving: bool = False
@@ -410,12 +414,13 @@ class _Front:
 class Fronts:
     """The front processes: started together, replaced when they die."""
 
-    def __init__(self, options: ServeOptions, listener: socket.socket, front: FrontOptions) -> None:
+    def __init__(self, options: ServeOptions, listener: socket.socket, front: FrontOptions, board: Board) -> None:
         self.processes: list[_Front] = []
         self.retiring: list[_Front] = []
         self._options = options
         self._listener = listener
         self._front = front
+        self._board = board
         self._pause = 0.0
 
     @property
@@ -439,22 +444,28 @@ class Fronts:
 
     def _spawn(self, index: int) -> _Front:
         ready, theirs = os.pipe()
+        bell = self._board.bell()
         try:
             listen_fd = self._listener.fileno()
-            options = replace(self._front, index=index, listen_fd=listen_fd, ready_fd=theirs)
+            options = replace(self._front, index=index, listen_fd=listen_fd, ready_fd=theirs, bell_fd=bell)
             process = subprocess.Popen(
                 [sys.executable, "-m", "adapter.server.front"],
                 env=_environment(options),
-                pass_fds=(listen_fd, theirs),
+                pass_fds=(listen_fd, theirs, bell),
                 start_new_session=True,  # CTRL+C reaches the launcher alone, which lets fronts finish their requests
             )
         finally:
             os.close(theirs)
-        return _Front(index, process, os.pidfd_open(process.pid), ready, time.monotonic())
+        return _Front(index, process, os.pidfd_open(process.pid), ready, bell, time.monotonic())
 
     def wait_ready(self, stop: _StopSignals, reloader: Reloader | None = None) -> bool:
-        """Wait until all take requests; False when one ended before, or the files changed once more."""
+        """Wait until all take requests; False when one ended before, or the files changed once more.
+
+        One whose start-up hooks failed is started again up to three times, later each time; not after a change of the
+        files, since there is what was served before.
+        """
         waiting = {front.ready: front for front in self.processes}
+        pauses = {front.index: iter(() if reloader is not None else _RETRY_PAUSES_S) for front in self.processes}
         while waiting:
             stop.wait([*waiting, *([reloader.changes] if reloader is not None else [])])
             if stop.asked or (reloader is not None and reloader.look()):
@@ -463,6 +474,18 @@ class Fronts:
                 if not select.select([fd], [], [], 0)[0]:
                     continue
                 if not os.read(fd, 1):
+                    front = waiting.pop(fd)
+                    if front.process.wait() == STARTUP_FAILED and (pause := next(pauses[front.index], None)):
+                        logger.warning(
+                            "The front process %s could not start; it tries again in %g s.", front.index, pause
+                        )
+                        stop.wait([], pause)
+                        if stop.asked:
+                            return False
+                        self._forget(front)
+                        again = self.processes[self.processes.index(front)] = self._spawn(front.index)
+                        waiting[again.ready] = again
+                        continue
                     kept = f" {KEPT}" if reloader is not None else ""
                     logger.error("A front process could not start; its own message is above.%s", kept)
                     return False
@@ -513,6 +536,8 @@ class Fronts:
                 logger.error("The front process %s keeps dying (exit code %s).", front.index, code)
                 return False
             logger.warning("The front process %s died (exit code %s); a new one starts.", front.index, code)
+            self._board.count("adapter_front_restarts_total", "Front processes that died and were replaced.")
+            self._board.post()
             stop.wait([], self._pause)
             if stop.asked:
                 return True
@@ -546,6 +571,7 @@ class Fronts:
     def _forget(self, front: _Front) -> None:
         os.close(front.fd)
         os.close(front.ready)
+        self._board.silence(front.bell)
         metrics.forget(front.process.pid, self._front.metrics_folder)
 
 

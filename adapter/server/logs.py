@@ -22,8 +22,9 @@ from typing import Any, Literal
 import orjson
 from starlette.types import Scope
 
+from adapter.server.endpoint import BrokenOff
 from adapter.settings import Access
-from adapter.triton.client import request_id
+from adapter.triton.request import request_id
 
 Format = Literal["auto", "json", "text"]
 
@@ -52,10 +53,15 @@ def set_up(component: str, *, format: Format = "auto", level: int | str = loggin
         other.handlers[:] = [handler]
         other.setLevel(logging.WARNING)
         other.propagate = False
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     last = logging.StreamHandler(sys.stderr)
     last.setFormatter(handler.formatter)
     last.setLevel(logging.WARNING)
     logging.lastResort = last
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], BrokenOff))
 
 
 def chosen(wanted: Format) -> Literal["json", "text"]:

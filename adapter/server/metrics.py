@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import http.client
 import math
 import os
-import re
-import urllib.request
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import prometheus_client
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import mark_process_dead
 
 from adapter import metrics
-from adapter.exceptions import ConfigException, sentence
+from adapter.exceptions import ConfigException
+from adapter.server.engine_page import Families, with_engine
 from adapter.settings import DEFAULT_BUCKETS, Duration, Metrics
+from adapter.triton.notice import Notice, Notices, Number
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUNNER_NAMESPACE = "adapter_runner"
 _NO_VERSION = "not available"  # what the field's tools show for a service that is served from its source
 _FOLD_S = 0.5  # how old the numbers may be that other workers show of this one
-_ENGINE_TIMEOUT_S = 0.5
-_LONGEST_ENGINE_PAGE = 32 << 20
 _MOST_BUCKETS = 200
 _SIZES = tuple(float(2**n) for n in range(13))  # 1, 2, 4 ... 4096 items
-_META = re.compile(r"^# (?:HELP|TYPE) (\S+)", re.MULTILINE)
-# not by way of a proxy: the engine is on this machine or in this cluster
-_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 def duration_buckets(duration: Duration) -> tuple[float, ...]:
@@ -124,11 +119,14 @@ class ServerMetrics:
 
     What is counted is kept in plain numbers and written down twice a second: a number that several processes share lies
     in a file, and costs more than the rest of a small request. `engine` is the address of Triton's own page, where
-    there is one.
+    there is one; `notices` say where it has moved to, and what the launcher has counted.
     """
 
-    def __init__(self, service: str, settings: Metrics, *, engine: str | None = None) -> None:
+    def __init__(
+        self, service: str, settings: Metrics, *, engine: str | None = None, notices: Notices | None = None
+    ) -> None:
         self._engine = engine
+        self._notices = notices
         self._service = (service, _NO_VERSION)
         self._registry = prometheus_client.CollectorRegistry()
         self._dirty = False
@@ -253,33 +251,22 @@ class ServerMetrics:
     def _page(self) -> bytes:
         shared = bool(os.environ.get(metrics.FOLDER))  # then what the user's code reads is all that there is
         own = b"" if shared else prometheus_client.generate_latest(self._registry)
-        page = own + metrics.generate_latest()
-        return page if self._engine is None else page + _engine_page(self._engine, page)
+        notice = Notice() if self._notices is None else self._notices.read()
+        page = own + metrics.generate_latest() + _numbers(notice.numbers)
+        engine = notice.metrics_url or self._engine
+        return page if engine is None else with_engine(page, engine)
+
+
+def _numbers(numbers: Iterable[Number]) -> bytes:
+    """What the launcher has counted, as lines of the page."""
+    families: dict[str, Metric] = {}
+    for number in numbers:
+        name = number.name.removesuffix("_total")
+        family = families.setdefault(name, Metric(name, number.text, number.kind))
+        family.add_sample(number.name, dict(number.labels), number.value)
+    return prometheus_client.generate_latest(cast(Any, Families(families.values())))
 
 
 def forget(pid: int, folder: str) -> None:
     """Take what a process that has ended was doing, though not what it has done, from the numbers in a folder."""
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # prometheus_client's own
-
-
-def _engine_page(address: str, page: bytes) -> bytes:
-    """Triton's metrics, less those whose names `page` has already; a comment where they cannot be had in time."""
-    try:
-        with _open(address, timeout=_ENGINE_TIMEOUT_S) as response:
-            text = response.read(_LONGEST_ENGINE_PAGE).decode()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return f"# The metrics of Triton at {address} cannot be had now: {sentence(error)}\n".encode()
-    return merged(page.decode(), text).encode()
-
-
-def merged(page: str, other: str) -> str:
-    """The lines of `other` that may stand below `page`: families whose names `page` does not have."""
-    known = set(_META.findall(page))
-    lines, skipped = [], ""
-    for line in other.splitlines():
-        meta = _META.match(line)
-        if meta is not None:
-            skipped = meta[1] if meta[1] in known else ""
-        if line and not skipped:
-            lines.append(line)
-    return "".join(f"{line}\n" for line in lines)

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from starlette.routing import PARAM_REGEX, compile_path
 
 from adapter.io.base import IODescriptor
+from adapter.server.tasks import VERBS
+from adapter.server.views import give_self
 from adapter.services import API, Mount, Service
 
 logger = logging.getLogger("adapter.server")
@@ -53,6 +55,7 @@ _HEADERS = {
 
 def document(service: Service) -> dict[str, Any]:
     """Describe every API of a service, the health routes and metrics, and mounted FastAPI applications."""
+    give_self(service)
     components = Components()
     components.add("schemas", {"Error": _ERROR})
     components.add("headers", _HEADERS)
@@ -61,6 +64,8 @@ def document(service: Service) -> dict[str, Any]:
     for api in service.apis.values():
         _, path, _ = compile_path(api.route)
         paths[path] = {"post": _operation(service, api, components)}
+        if api.task:
+            paths |= _task_paths(service, api, paths[path]["post"])
     paths |= _INFRASTRUCTURE
     tags = [
         {"name": _SERVICE_TAG, "description": "What this service offers."},
@@ -70,12 +75,16 @@ def document(service: Service) -> dict[str, Any]:
         _merge(mount, paths, components, tags)
     return {
         "openapi": VERSION,
-        "info": {"title": service.name, "version": "0", "description": service.doc},
+        "info": {"title": service.name, "version": "0", "description": service.doc, **_labels(service)},
         "servers": [{"url": "."}],
         "tags": tags,
         "paths": paths,
         "components": components.sections,
     }
+
+
+def _labels(service: Service) -> dict[str, Any]:
+    return {"x-adapter-labels": dict(service.labels)} if service.labels else {}
 
 
 class Components:
@@ -145,7 +154,7 @@ def _free(name: str, taken: Container[str]) -> str:
 def _operation(service: Service, api: API, components: Components) -> dict[str, Any]:
     sent, answered = api.input, api.output
     body = {
-        "required": True,
+        "required": bool(sent.json_schema().get("required")) or not sent.by_name,
         "content": _content(sent, _read_types(sent), components),
         "x-adapter-io-descriptor": sent.to_spec(),
     }
@@ -163,12 +172,54 @@ def _operation(service: Service, api: API, components: Components) -> dict[str, 
         "description": api.doc,
         "tags": [_SERVICE_TAG],
         "x-adapter-name": api.name,
+        **({"x-adapter-task": True} if api.task else {}),
         "requestBody": body,
         "responses": {**answers, **_refusals(*_ERRORS)},
     }
     if parameters := _parameters(api.route):
         operation["parameters"] = parameters
     return operation
+
+
+_TASK_ID = {"name": "task_id", "in": "query", "required": True, "schema": {"type": "string"}}
+_TASK = {
+    "type": "object",
+    "properties": {
+        "task_id": {"type": "string"},
+        "status": {"type": "string", "enum": ["in_progress", "completed", "failed", "cancelled"]},
+        "created_at": {"type": "string", "format": "date-time"},
+        "executed_at": {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]},
+    },
+    "required": ["task_id", "status"],
+}
+_ABOUT = {
+    "submit": "Begin a task",
+    "status": "How far a task is",
+    "get": "What came of a task",
+    "cancel": "End a task",
+    "retry": "Begin a task anew",
+}
+
+
+def _task_paths(service: Service, api: API, operation: Mapping[str, Any]) -> dict[str, Any]:
+    """The routes of a task beside that of its API."""
+    _, path, _ = compile_path(api.route)
+    found: dict[str, Any] = {}
+    for verb, method in VERBS.items():
+        answer = operation["responses"]["200"]
+        if verb != "get":
+            answer = {"description": "The task", "content": {"application/json": {"schema": _TASK}}}
+            answer["headers"] = operation["responses"]["200"]["headers"]
+        found[f"{path}/{verb}"] = {
+            method.lower(): {
+                "operationId": f"{service.name}__{api.name}__{verb}",
+                "summary": f"{_ABOUT[verb]} of {api.name}",
+                "tags": [_SERVICE_TAG],
+                **({"requestBody": operation["requestBody"]} if verb == "submit" else {"parameters": [_TASK_ID]}),
+                "responses": {"200": answer, **_refusals("400", "4XX", "500", "503")},
+            }
+        }
+    return found
 
 
 def _parameters(route: str) -> list[dict[str, Any]]:
@@ -200,9 +251,14 @@ def _media_type(descriptor: IODescriptor[Any], name: str, schema: dict[str, Any]
     if descriptor.parts:
         encoding = {part: {"contentType": _part_types(of)} for part, of in descriptor.parts.items()}
         return {"schema": schema, "encoding": encoding}
-    if name == FORM:
+    if name == FORM and not descriptor.by_name:
         return {"schema": {"type": "object", "properties": {"file": BINARY}, "required": ["file"]}}
-    if _is_json(name) or schema.get("type") == "string" or (name == descriptor.mime_type and not descriptor.sends):
+    if (
+        _is_json(name)
+        or descriptor.by_name
+        or schema.get("type") == "string"
+        or (name == descriptor.mime_type and not descriptor.sends)
+    ):
         return {"schema": schema}
     return {"schema": {"type": "string"} if name.startswith("text/") else BINARY}
 

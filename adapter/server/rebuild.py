@@ -22,6 +22,7 @@ from adapter.server.watched import files_of
 from adapter.settings import Settings
 from adapter.triton.engine import Control
 from adapter.triton.export import ExportPlan, Written, plan, write
+from adapter.tuning import tailored
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,7 +50,8 @@ def rebuild(options: RebuildOptions) -> Rebuilt:
                 loaded = [w.name for w in written if w.changed or before.get(w.name) != w.version]
         if loaded and options.url is not None:
             Control(options.url, options.metadata).load(loaded)
-        return Rebuilt(options.settings, service.name, entries, tuple(loaded), _files(planned, tags))
+        told = tailored(settings, service).to_json()
+        return Rebuilt(told, service.name, entries, tuple(loaded), _files(planned, tags))
     except AdapterError as error:
         return Rebuilt(options.settings, files=_files(planned, tags), error=error.message)
 

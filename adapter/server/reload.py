@@ -89,9 +89,12 @@ class Reloader:
         files: frozenset[str],
         reread: Callable[[], Settings],
         environ: Mapping[str, str],
+        engine: Callable[[], tuple[str, tuple[tuple[str, str], ...]]] | None = None,
     ) -> None:
+        """`engine` tells where Triton is now, and what opens it."""
         self._options = options
         self._reread = reread
+        self._engine = engine
         self._environ = {**environ, **ENVIRONMENT}
         without = Path(options.repository) if options.repository is not None else None
         self._watched = Watched(Path(options.working_dir), files, without)
@@ -163,6 +166,9 @@ class Reloader:
             self._running = None
         try:
             self._options = replace(self._options, settings=self._reread().to_json())
+            if self._engine is not None:
+                url, metadata = self._engine()
+                self._options = replace(self._options, url=url, metadata=metadata)
         except ConfigException as error:
             logger.error("%s %s", error, KEPT)
             return

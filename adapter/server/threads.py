@@ -104,8 +104,9 @@ class Threads:
             return
         if job.error is None:
             job.future.set_result(job.result)
-        elif isinstance(job.error, StopIteration):  # a future takes any error but this one
-            error = RuntimeError(f"{job.function!r} raised StopIteration")
+        elif isinstance(job.error, (StopIteration, SystemExit, KeyboardInterrupt)):
+            # a future takes any error but the first of them, and the others would end the loop
+            error = RuntimeError(f"{job.function!r} raised {type(job.error).__name__}")
             error.__cause__ = job.error
             job.future.set_exception(error)
         else:

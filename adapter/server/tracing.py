@@ -20,10 +20,11 @@ with the trace when it is started with `--trace-config mode=opentelemetry`, as t
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -196,6 +197,19 @@ class Traced:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         contexts.detach(self._token)
+        self._end(error)
+
+    @contextlib.contextmanager
+    def apart(self: T) -> Iterator[T]:
+        """The span for a block that is run step by step, in any context: no parent of the spans made in it."""
+        try:
+            yield self
+        except BaseException as error:
+            self._end(None if isinstance(error, GeneratorExit) else error)
+            raise
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
         if error is not None:
             self._span.set_status(trace.StatusCode.ERROR, sentence(error))
         self._span.end()

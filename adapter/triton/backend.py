@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists in Triton's stub only
 
-from adapter.triton.channel import Channel, Region, aligned
+from adapter.triton import worker_log
+from adapter.triton.channel import Channel, Region, aligned, send_leave
 from adapter.triton.dlpack import read_dlpack, write_dlpack
+from adapter.triton.instance import environment_of
 from adapter.triton.spec import EntrySpec
+from adapter.triton.streams import Streams
+from adapter.triton.stub_metrics import StubMetrics
 from adapter.triton.worker_process import WorkerError, WorkerProcess
+
+_LONG_S = 0.01
 
 
 class TritonPythonModel:
@@ -29,22 +38,57 @@ class TritonPythonModel:
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._spec = EntrySpec.read(folder)
-        gpu = args["model_instance_device_id"] if args["model_instance_kind"] == "GPU" else None
-        self._worker = WorkerProcess(folder, self._spec, gpu)
+        instance = f"{args['model_instance_name']}/{args['model_version']}"
+        self._metrics = StubMetrics(pb_utils, self._spec.entry, instance)
+        own, alone = environment_of(args, config, self._spec, os.environ), _instances(config) == 1
+        self._worker = WorkerProcess(folder, self._spec, own, self._metrics, alone=alone)
         try:
             self._worker.start()
         except WorkerError as error:
             raise pb_utils.TritonModelException(str(error)) from None
+        self._busy_s = 0.0  # how long the last batch took
+        self._streams = Streams(self._worker, self._spec) if self._spec.stream else None
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        if self._streams is not None:
+            for request in requests:
+                sender = _Sender(request.get_response_sender(), self._outputs[0])
+                try:
+                    self._stream(self._streams, request, sender)
+                except Exception:  # noqa: BLE001  # as below
+                    sender.error(*self._failed())
+            return None  # the answers come when there are some
+        # Triton hands requests ahead, and does not take back those that are cancelled; asking takes 50 us for each, so
+        # it is done after a batch that took much longer
+        gone = [request.is_cancelled() for request in requests] if self._busy_s > _LONG_S else []
+        if any(gone):
+            awaited = [request for request, left in zip(requests, gone, strict=True) if not left]
+            answers = iter(self._run(awaited) if awaited else [])
+            return [_error(499, "ClientGone", "Nobody waits for it.") if left else next(answers) for left in gone]
+        return self._run(requests)
+
+    def _run(self, requests: Sequence[Any]) -> list[Any]:
+        """Have the worker answer some requests."""
+        begun = time.monotonic()
         try:
             replies, region = self._worker.run(lambda channel: self._write(channel, requests))
+            return [self._respond(reply, region) for reply in replies]
         except WorkerError as error:
             return [_error(503, "ServiceUnavailable", str(error)) for _ in requests]
-        return [self._respond(reply, region) for reply in replies]
+        except Exception:  # noqa: BLE001  # Triton would send its clients the traceback
+            failure = self._failed()
+            return [_error(*failure) for _ in requests]
+        finally:
+            self._busy_s = time.monotonic() - begun
+
+    def _failed(self) -> tuple[int, str, str]:
+        entry = self._spec.entry
+        worker_log.say(entry, "ERROR", f"requests to {entry} failed", exception=traceback.format_exc())
+        return 500, "RemoteException", f"The entry {entry} failed on the request; its log says why."
 
     def finalize(self) -> None:
         self._worker.close()
+        self._metrics.close()
 
     def _write(self, channel: Channel, requests: Sequence[Any]) -> None:
         """Copy the tensors of all requests into shared memory and send what they are."""
@@ -64,6 +108,20 @@ class TritonPythonModel:
             header.append([method, arguments, request.request_id(), tensors])
         channel.send(header, aligned(used))
 
+    def _stream(self, streams: Streams, request: Any, sender: _Sender) -> None:
+        """Begin a stream, or pass on the leave for more that its reader gives."""
+        parameters = json.loads(request.parameters() or "{}")
+        names = ("method", "stream", "leave")
+        method, key, leave = (str(parameters.get(name, "")) for name in names)
+        if leave:
+            send_leave(key, leave)
+            sender.end()
+            return
+        capsule = pb_utils.get_input_tensor_by_name(request, self._inputs[0]).to_dlpack()
+        _, _, address, size = read_dlpack(capsule)
+        blob = ctypes.string_at(address, size) if size else b""
+        streams.open(sender, method, request.request_id(), key, blob)
+
     def _respond(self, reply: list[Any], region: Region) -> Any:
         status, *body = reply
         if status:
@@ -73,6 +131,37 @@ class TritonPythonModel:
             for name, (dtype, shape, start) in zip(self._outputs, body[0], strict=True)
         ]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+class _Sender:
+    """The answers of one stream."""
+
+    def __init__(self, sender: Any, output: str) -> None:
+        self._sender = sender
+        self._output = output
+        self._cancelled = False
+
+    def value(self, blob: bytearray) -> None:
+        buffer = (ctypes.c_char * len(blob)).from_buffer(blob)
+        capsule = write_dlpack("UINT8", [len(blob)], ctypes.addressof(buffer), buffer)
+        self._sender.send(pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(self._output, capsule)]))
+
+    def end(self) -> None:
+        self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def error(self, status: int, kind: str, message: str) -> None:
+        self._sender.send(_error(status, kind, message), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def cancelled(self) -> bool:
+        """Whether the one who asked has gone; true once."""
+        if self._cancelled or not self._sender.is_cancelled():
+            return False
+        self._cancelled = True
+        return True
+
+
+def _instances(config: Any) -> int:
+    return sum(group["count"] * max(1, len(group["gpus"])) for group in config["instance_group"])
 
 
 # by name: Triton adds TritonError to pb_utils after it has imported this module

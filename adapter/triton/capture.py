@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from adapter.model import Model
+from adapter.requirements import requirements_of
 from adapter.runnable import Runnable
 from adapter.triton.pickler import dump
-from adapter.triton.sources import Sources, requirements_of
+from adapter.triton.sources import Sources
 from adapter.triton.worker import path_in_entry
 
 FILES, CODE = "files", "code"

@@ -1,22 +1,30 @@
-"""Shared memory and a socket between Triton's python stub and the worker that runs user code.
+"""What lies between Triton's python stub and the worker that runs user code; both ends import this.
 
-Each side writes into a memfd of its own and reads the other's; a message on the socket says where in it a JSON header
-lies. Nothing has a name in the file system, so nothing can be left behind. Both ends import this.
+For batches, shared memory and a socket: each side writes into a memfd of its own and reads the other's; a message on
+the socket says where in it a JSON header lies. Nothing has a name in the file system, so nothing can be left behind.
+For streams, of which many are open at once, the socket alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
 import os
+import re
 import socket
 import struct
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 _MESSAGE = struct.Struct("<QQQ")  # where the header lies, its length, the size of the region
+_FRAME = struct.Struct("<IQ")  # the length of a frame's header, and of the bytes behind it
 _FIRST_SIZE = 1 << 20
+_WORTH_JOINING = 1 << 16
 ALIGNMENT = 64
+_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 class Region:
@@ -82,6 +90,73 @@ class Channel:
         self.sock.close()
         self.out.close()
         self.into.close()
+
+
+class Frames:
+    """One end of a stream socket: JSON headers, each with bytes behind it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._lock = threading.Lock()
+
+    def send(self, header: Any, parts: Sequence[Any] = ()) -> None:
+        """Send a header and bytes in parts; waits while the other side has not read what came before."""
+        text = json.dumps(header, separators=(",", ":")).encode()
+        size = sum(len(part) for part in parts)
+        start = _FRAME.pack(len(text), size) + text
+        with self._lock:
+            if size <= _WORTH_JOINING:
+                self.sock.sendall(b"".join((start, *parts)))
+                return
+            self.sock.sendall(start)
+            for part in parts:
+                self.sock.sendall(part)
+
+    def receive(self) -> tuple[Any, bytearray]:
+        """Wait for a header and its bytes; EOFError when the other side is gone."""
+        length, size = _FRAME.unpack(self._read(_FRAME.size))
+        return json.loads(self._read(length)), self._read(size)
+
+    def _read(self, size: int) -> bytearray:
+        found = bytearray(size)
+        with memoryview(found) as view:
+            position = 0
+            while position < size:
+                count = self.sock.recv_into(view[position:])
+                if not count:
+                    raise EOFError
+                position += count
+        return found
+
+
+def leave_socket(key: str) -> socket.socket:
+    """Where the worker that has a stream learns how far its reader lets it go: `<values> <bytes>`, in all.
+
+    OSError where another stream has the key, ValueError where it is no key.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind(_leave_address(key))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def send_leave(key: str, leave: str) -> None:
+    """Let a stream of any instance on this machine go on; one that has ended does not mind."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
+        contextlib.suppress(OSError, ValueError),
+    ):
+        sock.sendto(leave.encode(), _leave_address(key))
+
+
+def _leave_address(key: str) -> str:
+    """An address in Linux's namespace of sockets that are no files."""
+    if not _KEY.fullmatch(key):
+        raise ValueError("it has 32 hexadecimal digits")
+    return f"\0adapter-stream-{key}"
 
 
 def aligned(position: int) -> int:

@@ -10,48 +10,57 @@ import functools
 import itertools
 import json
 import math
-import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, Protocol, cast
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from adapter import exceptions, payload
+from adapter import payload
 from adapter.exceptions import (
-    AdapterError,
+    ClientGone,
     ConfigException,
-    DeadlineExceeded,
-    InternalServerError,
     InvalidArgument,
     RemoteException,
     ServiceUnavailable,
+    raised,
 )
 from adapter.invocation import batch_size
 from adapter.mailbox import Mailbox
 from adapter.method import Call as MethodCall
 from adapter.method import MethodSpec
 from adapter.runner import Runner, RunnerSpec, refuse_event_loop
+from adapter.streaming import async_stepped, stepped
 from adapter.tensor import Array, concat, numpy_dtype
 from adapter.triton.config import BLOB, INTERFACE, Entry
+from adapter.triton.failures import NOT_HEALTHY, is_own, translated
 from adapter.triton.lanes import Call, Lane
+from adapter.triton.native import Native, from_native, to_native
+from adapter.triton.request import deadline, request_id
 from adapter.triton.rpc import Channel, Code, Metadata, RpcError
-
-# set by the server for each request: when its time is over (time.monotonic), and the id that logs name it by
-deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
-request_id: ContextVar[str] = ContextVar("request_id", default="")
+from adapter.triton.stream_call import StreamCall
+from adapter.triton.worker_process import KEEPS_DYING
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _RAW_INPUTS = (
     pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
 )  # tag: a length follows
 _PROBE_S = 2.0
+_BELIEVED_S = 5.0  # the longest pause between two starts of a worker
+_STREAM_WINDOW = 1 << 20
 _PIECES_IN_FLIGHT = 4  # of one long call, so that it leaves Triton to others as well
-_NOT_HEALTHY = "is not healthy"  # what Triton says of a python stub that died
-_OWN_ERROR = re.compile(r"\[(\d{3}) (\w+)\] (.*)", re.DOTALL)
 
 
 class TritonClient:
@@ -61,12 +70,54 @@ class TritonClient:
         """Connect to `host:port` or `grpc://host:port`; ConfigException where `url` is neither."""
         self.url = url
         self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
-        self._dead: dict[str, tuple[int, str]] = {}  # with the number of the connection that said so
+        # why, by whose connection it was told, and until when that is believed
+        self._dead: dict[str, tuple[str, int, float]] = {}
+        self._refused: Mapping[str, str] = {}
+        self._watched = False
         self.lanes: dict[str, list[Lane]] = collections.defaultdict(list)
+        self._open_streams: set[StreamCall] = set()
         try:
-            self._channel = Channel(url.removeprefix("grpc://"))
+            self._channel, self._stream_channel = _channels(url)
         except ValueError as error:
             raise ConfigException(f"{url!r} cannot be the address of a Triton: write grpc://host:8001.") from error
+
+    def move(self, url: str) -> None:
+        """Send new calls to another Triton; those under way are still answered by the one of before."""
+        before = self._channel, self._stream_channel
+        (self._channel, self._stream_channel), self.url = _channels(url), url
+        for channel in before:
+            channel.retire()
+
+    def refuse(self, entries: Mapping[str, str]) -> None:
+        """Fail the calls of these entries, and no others, with the sentence beside each, those under way as well."""
+        self._watched = True  # whoever tells this knows better than what errors say
+        new, self._refused = entries.keys() - self._refused.keys(), entries
+        for entry in new:
+            for lane in self.lanes[entry]:
+                lane.interrupt()
+            for call in [call for call in self._open_streams if call.entry == entry]:
+                call.fail(ServiceUnavailable(entries[entry]))
+
+    def abandon(self, identity: str) -> None:
+        """End the calls of an HTTP request whose client has gone; what shares a request to Triton is left there."""
+        for lane in itertools.chain.from_iterable(self.lanes.values()):
+            lane.drop(identity)
+        for call in [call for call in self._open_streams if call.identity is identity]:
+            call.fail(ClientGone(f"{call.entry} was not read to its end: its client has gone."))
+
+    async def stream(self, call: StreamCall, metadata: Metadata = ()) -> AsyncGenerator[Any, None]:
+        """Open a stream; its values, one by one."""
+        if call.entry in self._refused:
+            raise ServiceUnavailable(self._refused[call.entry])
+        self._open_streams.add(call)
+        try:
+            path = f"{_SERVICE}ModelStreamInfer"
+            opened = functools.partial(self._stream_channel.stream, path, metadata=metadata)
+            async with contextlib.aclosing(call.values(opened)) as values:
+                async for value in values:
+                    yield value
+        finally:
+            self._open_streams.discard(call)
 
     async def infer(
         self,
@@ -79,20 +130,30 @@ class TritonClient:
 
         Errors become adapter's own, but asyncio.TimeoutError where `limit_s` seconds are over.
         """
+        if request.model_name in self._refused:
+            raise ServiceUnavailable(self._refused[request.model_name])
         message = [request.SerializeToString()]
         for pieces in tensors:  # as protobuf would write them, without its copies
             message += (_varint(_RAW_INPUTS), _varint(sum(len(piece) for piece in pieces)), *pieces)
         try:
             answer = await self._channel.call(f"{_SERVICE}ModelInfer", message, limit_s=limit_s, metadata=metadata)
         except RpcError as error:
-            if _NOT_HEALTHY in error.details:
-                text = f"The process of Triton that serves {request.model_name} died."
-                self._dead[request.model_name] = self._channel.connections, text
-            if error.code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED) and _OWN_ERROR.search(error.details) is None:
+            if not self._watched:
+                self._note(request.model_name, error.details)
+            if error.code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED) and not is_own(error.details):
                 raise asyncio.TimeoutError from None
             raise translated(error, request.model_name) from None
         self._dead.pop(request.model_name, None)
         return pb.ModelInferResponse.FromString(answer)
+
+    def _note(self, entry: str, details: str) -> None:
+        """Remember an error that says more of an entry than of the call."""
+        if NOT_HEALTHY in details:  # Triton 2.51 neither repairs it nor calls it less ready
+            text = f"The process of Triton that serves {entry} died."
+            self._dead[entry] = text, self._channel.connections, math.inf
+        elif KEEPS_DYING in details:
+            text = f"The process that runs {entry} {KEEPS_DYING}."
+            self._dead[entry] = text, self._channel.connections, time.monotonic() + _BELIEVED_S
 
     async def not_ready(self, expected: Mapping[str, str]) -> str:
         """Why the entries (name -> interface fingerprint) cannot all be called now; "" when they can.
@@ -102,16 +163,16 @@ class TritonClient:
         for entry, interface in expected.items():
             try:
                 ready = await self._ask("ModelReady", pb.ModelReadyRequest(name=entry))
-                if entry in self._dead:  # Triton 2.51 goes on calling it ready
-                    connection, text = self._dead[entry]
-                    if connection == self._channel.connections:
+                if entry in self._dead:
+                    text, connection, until = self._dead[entry]
+                    if connection == self._channel.connections and time.monotonic() < until:
                         return text
-                    del self._dead[entry]  # this is another Triton, or the same one started again
+                    del self._dead[entry]  # else it is another Triton, or the same one started again
                 if not pb.ModelReadyResponse.FromString(ready).ready:
                     return f"The entry {entry} is not ready in the Triton at {self.url}."
-                config = await self._config(entry)
+                config = await self.config(entry)
                 for lane in self.lanes[entry]:
-                    lane.instances = _instances(config)
+                    lane.instances = instances(config)
             except RpcError as error:
                 return f"The entry {entry} cannot be asked for at {self.url}: {error.details}."
             found = config.parameters[INTERFACE].string_value
@@ -122,7 +183,8 @@ class TritonClient:
                 )
         return ""
 
-    async def _config(self, entry: str) -> Any:
+    async def config(self, entry: str) -> Any:
+        """The ModelConfig of an entry; RpcError where Triton does not tell."""
         return pb.ModelConfigResponse.FromString(
             await self._ask("ModelConfig", pb.ModelConfigRequest(name=entry))
         ).config
@@ -135,8 +197,9 @@ class TritonClient:
             raise RpcError(Code.DEADLINE_EXCEEDED, f"no answer within {_PROBE_S:g} s") from None
 
     async def close(self) -> None:
-        """End the connection; calls under way fail."""
+        """End the connections; calls under way fail."""
         await self._channel.close()
+        await self._stream_channel.close()
 
 
 class CallMetrics(Protocol):
@@ -184,23 +247,37 @@ class TritonTransport:
         runner: RunnerSpec,
         entries: Mapping[str, str],
         *,
+        natives: Mapping[str, Native] | None = None,
         metrics: CallMetrics | None = None,
         tracer: CallTracer | None = None,
     ) -> None:
-        """`entries` names the entry of each method."""
+        """`entries` names the entry of each method, `natives` has those that another backend than python serves."""
+        backends = natives or {}
         self._client = client
         self._runner = runner.name
         self._tracer = tracer
         self._entries = {
-            name: Entry(name, runner.name, tuple(m for m in runner.methods.values() if entries[m.name] == name))
+            name: Entry(
+                name,
+                runner.name,
+                tuple(m for m in runner.methods.values() if entries[m.name] == name),
+                native=backends.get(name),
+            )
             for name in entries.values()
         }
-        self._routes: dict[str, _Route] = {
-            method: (_TypedRoute if self._entries[name].typed else _BlobRoute)(
+        # the calls of generator methods are streams, each of its own
+        self._routes: dict[str, Route] = {
+            method: _route_of(self._entries[name])(
                 client, self._entries[name], runner, runner.methods[method], metrics, tracer
             )
             for method, name in entries.items()
+            if not runner.methods[method].stream
         }
+        self._streams = {
+            method: _Observed(metrics, runner.name, method) if metrics is not None else None
+            for method in entries.keys() - self._routes.keys()
+        }
+        self._entry_of = entries
         for route in self._routes.values():
             client.lanes[route.entry.name].append(route.lane)
         self._arrivals: Mailbox[tuple[Lane, Call]] = Mailbox(client.loop, _submit)
@@ -264,10 +341,40 @@ class TritonTransport:
             for _, future in waiting:
                 results.append(await future)
         except BaseException:
-            for call, _ in waiting:
+            for call, future in waiting:
                 lane.abandon(call)
+                if future.done() and not future.cancelled():
+                    future.exception()  # one is raised, for all
             raise
         return route.result(results)
+
+    def stream(self, method: MethodSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
+        refuse_event_loop(method)
+        return stepped(self._stream(method, args, kwargs), self._client.loop)
+
+    def async_stream(self, method: MethodSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        values = self._stream(method, args, kwargs)
+        here = threading.get_ident() == self._client.thread
+        return values if here else async_stepped(values, self._client.loop)
+
+    def _stream(self, method: MethodSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        method.check(args, kwargs)
+        # bytes at once, and not at the first step: the caller may change an array in the meantime
+        blob = payload.encode((tuple(args), dict(kwargs)))
+        return self._values(StreamCall(self._entries[self._entry_of[method.name]], method, blob), method)
+
+    async def _values(self, call: StreamCall, method: MethodSpec) -> AsyncGenerator[Any, None]:
+        with contextlib.ExitStack() as stack:
+            if (observer := self._streams[method.name]) is not None:
+                stack.enter_context(_counted(observer))
+            metadata: Metadata = ()
+            if self._tracer is not None:  # not attached: what makes the next step may have another context
+                span = stack.enter_context(self._tracer.call(self._runner, method.name).apart())
+                flight = stack.enter_context(self._tracer.flight(call.entry, [span.link]).apart())
+                metadata = flight.metadata
+            async with contextlib.aclosing(self._client.stream(call, metadata)) as values:
+                async for value in values:
+                    yield value
 
     def close(self) -> None:
         """Fail the calls under way; the client closes the connection, which other runners share."""
@@ -275,12 +382,30 @@ class TritonTransport:
             route.lane.close()
 
 
+@contextlib.contextmanager
+def _counted(observer: _Observed) -> Iterator[None]:
+    """Count a stream as one call and one request, from its beginning to its end."""
+    begun, failed = time.perf_counter(), True
+    observer.begun()
+    observer.packed(1, 1)
+    observer.flights(1)
+    try:
+        yield
+        failed = False
+    except GeneratorExit:  # its reader has enough
+        failed = False
+        raise
+    finally:
+        observer.flights(-1)
+        observer.ended(time.perf_counter() - begun, failed)
+
+
 def _submit(arrival: tuple[Lane, Call]) -> None:
     lane, call = arrival
     lane.submit(call)
 
 
-class _Route(abc.ABC):
+class Route(abc.ABC):
     """The way of one method's calls into requests to its entry, and of the responses back."""
 
     def __init__(
@@ -347,11 +472,22 @@ class _Route(abc.ABC):
 _Key = tuple[str, tuple[tuple[int, ...], ...]]
 
 
-class _TypedRoute(_Route):
+class _TypedRoute(Route):
     """Each argument is a tensor; calls that share a request lie behind one another along the batch axis."""
 
+    @functools.cached_property
+    def _inputs(self) -> Sequence[tuple[str, str]]:
+        """The names of the tensors that are sent, and Triton's names of their data types."""
+        return [(spec.name, spec.triton or "") for spec in self.method.inputs]
+
+    @functools.cached_property
+    def _outputs(self) -> Sequence[str]:
+        return [spec.name for spec in self.method.outputs]
+
     def calls(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[Call]:
-        arrays, extra = self.method.pack(args, kwargs)
+        return self._pieces(*self.method.pack(args, kwargs))
+
+    def _pieces(self, arrays: Sequence[Array], extra: str) -> Iterable[Call]:
         if not self._batchable:
             return [self._piece(arrays, extra)]
         rows, most = arrays[0].shape[0], self.entry.max_batch_size
@@ -373,12 +509,12 @@ class _TypedRoute(_Route):
         if extra:
             request.parameters["arguments"].string_param = extra
         sizes = [call.size for call in calls]
-        for spec, shape in zip(self.method.inputs, shapes, strict=True):
+        for (name, datatype), shape in zip(self._inputs, shapes, strict=True):
             whole = (sum(sizes), *shape) if self._batchable else shape
-            request.inputs.add(name=spec.name, datatype=spec.triton, shape=whole)
+            request.inputs.add(name=name, datatype=datatype, shape=whole)
         tensors = list(zip(*(call.body for call in calls), strict=True))
         response = await self._infer(request, tensors, calls, limit_s)
-        outputs = [_array(response, spec.name) for spec in self.method.outputs]
+        outputs = [_array(response, name) for name in self._outputs]
         if len(calls) == 1:
             return [[output.copy() for output in outputs]]
         ends = list(itertools.accumulate(sizes))
@@ -394,7 +530,33 @@ class _TypedRoute(_Route):
         return self.method.unpack_result([concat(parts, 0) for parts in zip(*results, strict=True)])
 
 
-class _BlobRoute(_Route):
+class _NativeRoute(_TypedRoute):
+    """The tensors are those of another backend than the python one; what comes and goes is as the method has it."""
+
+    def __init__(self, client: TritonClient, entry: Entry, *args: Any) -> None:
+        super().__init__(client, entry, *args)
+        assert entry.native is not None
+        self._native = entry.native
+
+    @functools.cached_property
+    def _inputs(self) -> Sequence[tuple[str, str]]:
+        return [(tensor.name, tensor.dtype) for tensor in self._native.inputs]
+
+    @functools.cached_property
+    def _outputs(self) -> Sequence[str]:
+        return [tensor.name for tensor in self._native.outputs]
+
+    def calls(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[Call]:
+        arrays, extra = self.method.pack(args, kwargs)
+        beside = json.loads(extra) if extra else {}
+        return self._pieces(to_native(self._native, self.method, arrays, beside), "")
+
+    async def _send(self, calls: Sequence[Call], limit_s: float) -> Sequence[Any]:
+        answers = await super()._send(calls, limit_s)
+        return [from_native(self._native, self.method, arrays) for arrays in answers]
+
+
+class _BlobRoute(Route):
     """The arguments of a call are one blob; calls that share a request are a bundle of blobs, and answered as one."""
 
     def calls(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[Call]:
@@ -415,14 +577,26 @@ class _BlobRoute(_Route):
         answer = response.raw_output_contents[0]
         if len(calls) == 1:
             return [answer]
-        return [_raised(*json.loads(bytes(blob))) if failed else blob for failed, blob in payload.unbundle(answer)]
+        return [raised(*json.loads(bytes(blob))) if failed else blob for failed, blob in payload.unbundle(answer)]
 
     def result(self, results: Sequence[Any]) -> Any:
         return self.method.rebuild_result(payload.decode(results[0]))
 
 
-def _instances(config: Any) -> int:
+def _route_of(entry: Entry) -> type[Route]:
+    if entry.native is not None:
+        return _NativeRoute
+    return _TypedRoute if entry.typed else _BlobRoute
+
+
+def instances(config: Any) -> int:
     return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group) or 1
+
+
+def _channels(url: str) -> tuple[Channel, Channel]:
+    """Two connections: one for calls, and one for streams, whose readers hold each of them back."""
+    address = url.removeprefix("grpc://")
+    return Channel(address), Channel(address, window=_STREAM_WINDOW)
 
 
 def _varint(value: int) -> bytes:
@@ -443,43 +617,16 @@ def _array(response: pb.ModelInferResponse, name: str) -> Array:
     raise RemoteException(f"{response.model_name} answered without its output {name!r}.")
 
 
-def translated(error: RpcError, entry: str) -> AdapterError:
-    """The error of a gRPC call as adapter's own: what a Runnable raised, or what Triton says."""
-    code, text = error.code, error.details
-    own = _OWN_ERROR.search(text)
-    if own is not None:
-        return _raised(int(own[1]), own[2], own[3])
-    if code is Code.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"{entry} did not answer in time.")
-    if code is Code.INVALID_ARGUMENT:
-        return InvalidArgument(f"{entry} cannot take this call: {text}")
-    if code in (Code.UNAVAILABLE, Code.NOT_FOUND) or _NOT_HEALTHY in text:
-        return ServiceUnavailable(f"{entry} cannot be reached now: {text}")
-    return InternalServerError(f"{entry} failed: {code.name}: {text}")
-
-
-def _raised(status: int, name: str, message: str) -> AdapterError:
-    cls = getattr(exceptions, name, None)
-    if isinstance(cls, type) and issubclass(cls, AdapterError) and cls.error_code == status:
-        found = cls.__new__(cls)
-        AdapterError.__init__(found, message)
-        if isinstance(found, ServiceUnavailable):
-            found.retry_after = 1.0
-        return found
-    error = RemoteException(message) if status >= 500 else InvalidArgument(message)
-    error.error_code = status  # a class of the user's own, which this process need not have
-    return error
-
-
 def connect(
     client: TritonClient,
     runner: Runner,
     entries: Mapping[str, str],
     *,
+    natives: Mapping[str, Native] | None = None,
     metrics: CallMetrics | None = None,
     tracer: CallTracer | None = None,
 ) -> dict[str, str]:
     """Send the calls of a runner to the entries of its methods; the interfaces that those must have."""
-    transport = TritonTransport(client, runner.spec, entries, metrics=metrics, tracer=tracer)
+    transport = TritonTransport(client, runner.spec, entries, natives=natives, metrics=metrics, tracer=tracer)
     runner.connect(transport)
     return transport.interfaces

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
@@ -58,6 +59,7 @@ _LEFT_OVER_GRACE_S = 1.0
 # began it notices nothing.
 _DEAD_STUB_GRACE_S = 3.0
 _FAILED_LOAD = re.compile(r"^load failed for model '[^']*': (version \d+ is at UNAVAILABLE state: )?")
+_RESTART = "adapter_restart"  # a parameter of an entry's configuration
 _ENTRY = re.compile(r"[A-Za-z0-9._-]+")
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
@@ -142,12 +144,14 @@ class Engine:
         exit_timeout_s: int = DEFAULT_EXIT_TIMEOUT_S,
         ports: Ports | None = None,
         traces_url: str | None = None,
+        on_line: Callable[[LogLine], None] | None = None,
     ) -> None:
         """Start tritonserver on a model repository; it loads `entries` and no others. `wait_ready` comes next.
 
         `exit_timeout_s` bounds how long Triton finishes requests when it is stopped; `traces_url` takes, by OTLP over
-        HTTP, the spans of requests that come with the trace of a caller. Raises EngineError where the
-        repository is no folder, an entry has a name that Triton cannot use, or the installation cannot run this Python.
+        HTTP, the spans of requests that come with the trace of a caller; `on_line` gets each line of the log, on a
+        thread of its own. Raises EngineError where the repository is no folder, an entry has a name that Triton cannot
+        use, or the installation cannot run this Python.
         """
         if not repository.is_dir():
             raise EngineError(f"The model repository {repository} is not a folder: `adapter export` writes one.")
@@ -162,6 +166,7 @@ class Engine:
         """What it loads when it starts; whoever loads and unloads entries later keeps it true."""
         self.exit_timeout_s = exit_timeout_s
         self.traces_url = traces_url
+        self._on_line = on_line
         self._id = f"adapter-{secrets.token_hex(4)}"
         self._key = secrets.token_hex(16)
         self._regions: set[str] = set()
@@ -231,16 +236,19 @@ class Engine:
         telling = [line for line in lines if line.level >= level]
         return [line.whole for line in (telling or lines)[-_SHOWN_LINES:]]
 
-    def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
+    def wait_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S, stopping: threading.Event | None = None) -> None:
         """Return when every entry can be called.
 
         Raises EngineError with Triton's own reason where an entry cannot be loaded, and with the last of the log where
-        tritonserver ends, a stub dies unnoticed, or `timeout_s` is over. Call `stop` then, too.
+        tritonserver ends, a stub dies unnoticed, or `timeout_s` is over; and when `stopping` is set. Call `stop` then,
+        too.
         """
         deadline = time.monotonic() + timeout_s
         died: dict[int, float] = {}
         attempts, was_ready = 1, False
         while True:
+            if stopping is not None and stopping.is_set():
+                raise EngineError("tritonserver is not waited for any more")
             if self.poll() is not None:
                 self._pump.join(_LEFT_OVER_GRACE_S)
                 if attempts == _PORT_ATTEMPTS or not self._lost_its_port():
@@ -314,7 +322,7 @@ class Engine:
         # The thread that reads the log is also the one that starts the process: the kernel ends the child with it.
         self._pump = threading.Thread(
             target=_run,
-            args=(arguments, self._environment, started, self._tail, self._paths.told),
+            args=(arguments, self._environment, started, self._take),
             name="adapter-engine-log",
             daemon=True,
         )
@@ -323,6 +331,18 @@ class Engine:
         if isinstance(process, OSError):
             raise EngineError(f"{sys.executable} cannot be started: {process.strerror}.") from process
         self._process = process
+
+    def _take(self, text: str, before: LogLine | None) -> LogLine:
+        """Read a line of the log and pass it on."""
+        line = parse_line(self._paths.told(text), before=before)
+        if not line.text:
+            return line
+        if line.block != "table":
+            self._tail.append(line)
+        if self._on_line is not None:
+            self._on_line(line)
+        logging.getLogger(line.logger).log(line.level, "%s", line.text, extra=line.extra)
+        return line
 
     def _wait(self, timeout_s: float | None) -> bool:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -413,7 +433,7 @@ class Control:
         Raises EngineError with Triton's reason where an entry cannot be loaded: what was loaded of it goes on serving.
         """
         failed: list[tuple[str, str | None]] = []
-        with self._triton() as triton:
+        with self.triton() as triton:
             for entry in entries:
                 request = service_pb2.RepositoryModelLoadRequest(model_name=entry)
                 try:
@@ -423,9 +443,17 @@ class Control:
         if failed:
             raise EngineError(_refusal(failed, len(entries)))
 
+    def restart(self, entry: str, number: int, timeout_s: float, done: Callable[[], None]) -> Restart:
+        """Begin to load an entry anew whose stub has died; `done` is called on another thread when that has ended.
+
+        To Triton an entry with a dead stub is as it was, so a plain load does nothing: one with a configuration that
+        differs, by a parameter with this `number`, does. Never unload it first: it would be missing meanwhile.
+        """
+        return Restart(self, entry, number, timeout_s, done)
+
     def unload(self, entries: Iterable[str], timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
         """Unload entries, each when its last request is answered; EngineError where Triton does not do it."""
-        with self._triton() as triton:
+        with self.triton() as triton:
             for entry in entries:
                 request = service_pb2.RepositoryModelUnloadRequest(model_name=entry)
                 try:
@@ -434,9 +462,43 @@ class Control:
                     raise EngineError(f"Triton cannot unload {entry}: {_reason(error, entry)}.") from error
 
     @contextlib.contextmanager
-    def _triton(self) -> Iterator[Any]:
+    def triton(self) -> Iterator[Any]:
         with grpc.insecure_channel(self.url, options=_CHANNEL_OPTIONS) as channel:
             yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+class Restart:
+    """One load of an entry whose stub has died, under way."""
+
+    def __init__(self, control: Control, entry: str, number: int, timeout_s: float, done: Callable[[], None]) -> None:
+        self.entry = entry
+        self._stack = contextlib.ExitStack()
+        triton = self._stack.enter_context(control.triton())
+        request = service_pb2.RepositoryModelLoadRequest(model_name=entry)
+        with contextlib.suppress(grpc.RpcError):  # where no version is loaded, a plain load does something
+            asked = service_pb2.ModelConfigRequest(name=entry)
+            config = triton.ModelConfig(asked, timeout=_CALL_TIMEOUT_S).config
+            config.parameters[_RESTART].string_value = str(number)
+            request.parameters["config"].string_param = MessageToJson(config, preserving_proto_field_name=True)
+        self._call = triton.RepositoryModelLoad.future(request, metadata=control.metadata, timeout=timeout_s)
+        self._call.add_done_callback(lambda _: done())
+
+    @property
+    def done(self) -> bool:
+        return bool(self._call.done())
+
+    def result(self) -> None:
+        """Return when it is loaded; EngineError with Triton's reason where it cannot be."""
+        try:
+            self._call.result()
+        except grpc.RpcError as error:
+            raise EngineError(_refusal([(self.entry, _reason(error, self.entry))], 1)) from error
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+        self._stack.close()
 
 
 def _reason(error: Any, entry: str) -> str:
@@ -449,8 +511,7 @@ def _run(
     arguments: list[str],
     env: Mapping[str, str],
     started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError],
-    tail: deque[LogLine],
-    told: Callable[[str], str],
+    take: Callable[[str, LogLine | None], LogLine],
 ) -> None:
     tethered = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *arguments]
     try:
@@ -470,12 +531,7 @@ def _run(
     assert process.stdout is not None
     with process.stdout as output:
         for raw in output:
-            line = parse_line(told(raw.decode(errors="replace")), before=line)
-            if not line.text:
-                continue
-            if line.block != "table":
-                tail.append(line)
-            logging.getLogger(line.logger).log(line.level, "%s", line.text, extra=line.extra)
+            line = take(raw.decode(errors="replace"), line)
 
 
 def _ending(status: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ ABORTED = "terminate called"
 # the traceback, which whoever asked for the load is told as well.
 _NOISE = re.compile(
     r"NVML|DCGM|CudaDriverHelper|CUDA memory pool|[Pp]inned (system )?memory|pinned memory pool"
-    r"|ERROR: Failed to create instance|[Ll]oad failed for model|failed to (load|poll model) '|^Signal \(\d+\) received"
+    r"|unable to create stream for|ERROR: Failed to create instance|[Ll]oad failed for model"
+    r"|failed to (load|poll model) '|^Signal \(\d+\) received"
 )
 
 
@@ -43,8 +45,9 @@ class LogLine:
     """One line: `level` as in `logging`, `logger` its name there, `source` Triton's own file, "" for a plain print.
 
     What a worker says in JSON names its `entry`, and where they are known the `request_id` of the HTTP request, the
-    `exception`, and as `origin` the logger in user code. `block` says what a line belongs to, or opens, over several
-    lines: a "table", a "text" that Triton wrote raw, an entry of the worker's own "log", or a "traceback" in it.
+    `exception`, and as `origin` the logger in user code; its stub says what has become of the `worker`. `block` says
+    what a line belongs to, or opens, over several lines: a "table", a "text" that Triton wrote raw, an entry of the
+    worker's own "log", or a "traceback" in it.
     """
 
     level: int
@@ -56,6 +59,7 @@ class LogLine:
     request_id: str = ""
     exception: str = ""
     origin: str = ""
+    worker: Mapping[str, Any] | None = None
 
     @property
     def whole(self) -> str:
@@ -86,6 +90,7 @@ def parse_line(line: str, *, before: LogLine | None = None) -> LogLine:
             entry=said.entry,
             request_id=said.request_id,
             exception=said.exception,
+            worker=said.worker,
             origin="" if said.logger.partition(".")[0] in _OWN else said.logger,
         )
     match = _LINE.fullmatch(line)

@@ -7,14 +7,13 @@ import fcntl
 import hashlib
 import io
 import json
-import math
-import os
+import logging
 import shutil
 import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,23 @@ from typing import Any
 import cloudpickle
 
 import adapter
+from adapter import warmup
 from adapter.exceptions import ExportError
 from adapter.model import Model
-from adapter.runnable import supports_gpu, supports_threads
+from adapter.requirements import requirements_of
+from adapter.resources import Machine
 from adapter.runner import RunnerSpec
 from adapter.services import Service
 from adapter.tag import valid_name
 from adapter.triton import spec as spec_file
 from adapter.triton.capture import capture, file_digest
-from adapter.triton.config import Entry, Placement, method_record, model_config, to_text
+from adapter.triton.config import Entry, method_record, model_config, to_text
+from adapter.triton.copies import Copy, copies_of, is_address, write_copy
 from adapter.triton.manifest import FILE, Manifest
-from adapter.triton.sources import requirements_of
+from adapter.triton.placement import doubts, placement
 from adapter.triton.spec import EntrySpec
+
+logger = logging.getLogger(__name__)
 
 _LOCK = ".adapter.lock"
 _MODEL_PY = """import os, sys
@@ -45,36 +49,43 @@ _RUNTIME = (
     *(
         "__init__.py",
         "absent.py",
+        "kinds.py",
         "exceptions.py",
         "tag.py",
         "tensor.py",
         "payload.py",
         "model.py",
         "models.py",
+        "requirements.py",
+        "ledger.py",
+        "recorded.py",
+        "measured.py",
         "metrics.py",
     ),
-    *("runnable.py", "method.py", "invocation.py", "runner.py", "frameworks/*.py"),
+    *("validators.py", "dependency.py", "hosted.py"),
+    *("resources.py", "runnable.py", "strategy.py", "method.py", "invocation.py"),
+    *("streaming.py", "warmup.py", "runner.py", "frameworks/*.py"),
+    *(f"endpoint/{name}.py" for name in ("__init__", "service", "types", "fetching", "hosted")),
     *(
         f"triton/{name}.py"
-        for name in ("__init__", "spec", "channel", "dlpack", "backend", "worker_process", "worker", "worker_log")
+        for name in (
+            "__init__",
+            "spec",
+            "channel",
+            "dlpack",
+            "backend",
+            "instance",
+            "worker_process",
+            "streams",
+            "stream_worker",
+            "worker",
+            "worker_log",
+            "stub_metrics",
+        )
     ),
 )
 
 Content = bytes | Path | Callable[[], bytes]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What instances can be spread over; by default this machine."""
-
-    cpus: int
-    gpus: int
-
-    @classmethod
-    def here(cls) -> Machine:
-        nvidia = Path("/proc/driver/nvidia/gpus")
-        cpus = len(os.sched_getaffinity(0))
-        return cls(cpus, len(list(nvidia.iterdir())) if nvidia.is_dir() else 0)
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,17 @@ class PlannedEntry:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """All that `write` needs: the entries of one service, and what its manifest says."""
+    """All that `write` needs: the entries of one service, and what its manifest says.
+
+    `copies` are entries that exist already, and `existing` those of them that each runner calls.
+    """
 
     service: str
     entries: tuple[PlannedEntry, ...]
     tags: Mapping[str, str]
     models: tuple[Model, ...]
+    copies: tuple[Copy, ...] = ()
+    existing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,10 @@ class Written:
     changed: bool
 
 
+# a converter of an entry to another backend of Triton; None where the python entry stays
+Convert = Callable[[Entry, RunnerSpec], PlannedEntry | None]
+
+
 def plan(
     service: Service,
     *,
@@ -116,48 +136,86 @@ def plan(
     tags: Mapping[str, str] | None = None,
     machine: Machine | None = None,
     prefix: str = "",
+    convert: Convert | None = None,
 ) -> ExportPlan:
     """Decide the entries of a service whose code lies in `folder`; `tags` are the tags it asked for, resolved.
 
     Raises ExportError where something of it cannot leave this process.
     """
     place = machine or Machine.here()
-    before = f"{valid_name(prefix, 'prefix')}." if prefix else ""
-    runners = [r for r in service.runners if not r.spec.embedded]
-    entries = [planned for r in runners for planned in _plan_runner(service, r.spec, folder, place, before)]
-    for name, number in collections.Counter(p.name for p in entries).items():
+    found = list(entries_of(service, place, prefix))
+    for name, number in collections.Counter(entry.name for entry, _ in found).items():
         if number > 1:
-            same = " and ".join(repr(p.entry.runner) for p in entries if p.name == name)
+            same = " and ".join(repr(entry.runner) for entry, _ in found if entry.name == name)
             raise ExportError(f"The runners {same} would both be the entry {name!r}: give one another `name=`.")
+    existing = [r.spec for r in service.runners if r.spec.existing is not None and not is_address(r.spec.existing)]
+    copies = {copy.folder: copy for spec in existing for copy in copies_of(spec)}
+    _refuse_same(copies.values(), [entry.name for entry, _ in found])
+    for runner in service.runners:
+        for sentence in doubts(runner.spec, place) if _is_ours(runner.spec) else ():
+            logger.warning("%s", sentence)
+    entries = [(convert and convert(entry, runner)) or planned_entry(entry, runner, folder) for entry, runner in found]
     models = {m.tag: m for r in service.runners for m in (*r.models, *filter(None, [r.model]))}
     models |= {m.tag: m for m in service.models}
-    return ExportPlan(service.name, tuple(entries), dict(tags or {}), tuple(models.values()))
+    return ExportPlan(
+        service.name,
+        tuple(entries),
+        dict(tags or {}),
+        tuple(models.values()),
+        tuple(copies.values()),
+        {spec.name: tuple(spec.methods) for spec in existing},
+    )
 
 
-def _plan_runner(
-    service: Service, runner: RunnerSpec, folder: Path, machine: Machine, before: str
-) -> Iterator[PlannedEntry]:
-    where = placement(runner, machine)
-    methods = tuple(runner.methods.values())
+def _is_ours(runner: RunnerSpec) -> bool:
+    """Whether entries are made of a runner: not of one in the front, nor of one whose entries exist already."""
+    return not runner.embedded and runner.existing is None
+
+
+def _refuse_same(copies: Iterable[Copy], entries: Sequence[str]) -> None:
+    seen: dict[str, str] = dict.fromkeys(entries, "an entry of this service")
+    for copy in copies:
+        if copy.name in seen:
+            raise ExportError(f"{copy.folder} and {seen[copy.name]} have one name, {copy.name!r}: rename one of them.")
+        seen[copy.name] = str(copy.folder)
+
+
+def entries_of(service: Service, machine: Machine, prefix: str = "") -> Iterator[tuple[Entry, RunnerSpec]]:
+    """The entries that a service has, each with its runner; nothing of them is read or written."""
+    before = f"{valid_name(prefix, 'prefix')}." if prefix else ""
+    for runner in (r.spec for r in service.runners if _is_ours(r.spec)):
+        where = placement(runner, machine)
+        methods = tuple(runner.methods.values())
+        if runner.model is None:
+            whole = f"{before}{service.name}.{runner.name}"
+            streams = tuple(m for m in methods if m.stream)
+            others = tuple(m for m in methods if not m.stream)
+            # an entry of Triton answers every request once, or every one by a stream
+            for name, some in ((whole, others), (f"{whole}.stream" if others else whole, streams)):
+                if some:
+                    yield Entry(name, runner.name, some, where), runner
+        else:
+            for method in methods:
+                yield Entry(f"{before}{runner.name}.{method.name}", runner.name, (method,), where), runner
+
+
+def planned_entry(entry: Entry, runner: RunnerSpec, folder: Path) -> PlannedEntry:
+    """An entry of the python backend with its files."""
     if runner.model is not None:
-        for method in methods:
-            entry = Entry(f"{before}{runner.name}.{method.name}", runner.name, (method,), where)
-            yield _plan_model(entry, runner, runner.model)
-    else:
-        entry = Entry(f"{before}{service.name}.{runner.name}", runner.name, methods, where)
-        yield _plan_runnable(entry, runner, folder)
+        return _plan_model(entry, runner, runner.model)
+    return _plan_runnable(entry, runner, folder)
 
 
 def _plan_model(entry: Entry, runner: RunnerSpec, model: Model) -> PlannedEntry:
     files: dict[str, Content] = {f"model/{name}": path for name, path in _files_in(model.folder)}
     versions = model.info.context.get("framework_versions") or {}
     requirements = [f"{name}=={version}" for name, version in sorted(versions.items())]
-    digest = hashlib.sha256("\0".join(f"{n} {file_digest(p)}" for n, p in _files_in(model.folder)).encode())
-    digest.update(json.dumps(model.info.options, sort_keys=True, default=str).encode())
-    spec = _entry_spec(
+    calls = _warmup(entry, runner, files)
+    spec = entry_spec(
         entry,
         runner,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint_of(model),
+        warmup=calls,
         models=({"folder": "model", "info": model.info.to_dict()},),
         options=dict(model.info.options),
     )
@@ -173,8 +231,26 @@ def _plan_runnable(entry: Entry, runner: RunnerSpec, folder: Path) -> PlannedEnt
         files |= {f"{place}/{name}": path for name, path in _files_in(model.folder)}
         models.append({"folder": place, "info": model.info.to_dict()})
     files["runnable.pkl"] = taken.pickle
-    spec = _entry_spec(entry, runner, fingerprint=taken.fingerprint, models=tuple(models), pickle="runnable.pkl")
+    spec = entry_spec(
+        entry,
+        runner,
+        fingerprint=taken.fingerprint,
+        warmup=_warmup(entry, runner, files),
+        models=tuple(models),
+        pickle="runnable.pkl",
+    )
     return _planned(entry, spec, files, list(taken.requirements))
+
+
+def _warmup(entry: Entry, runner: RunnerSpec, files: dict[str, Content]) -> dict[str, str]:
+    """The files of the calls that warm an entry up, by method, which it puts among its files."""
+    methods = {method.name: method for method in entry.methods}
+    found = {}
+    for name, arguments in warmup.samples(runner.warmup, methods, runner.model, runner.name).items():
+        call = warmup.encode(methods[name], arguments)
+        found[name] = f"warmup/{hashlib.sha256(call).hexdigest()[:16]}"
+        files[found[name]] = call
+    return found
 
 
 def _planned(entry: Entry, spec: EntrySpec, files: dict[str, Content], requirements: list[str]) -> PlannedEntry:
@@ -192,7 +268,8 @@ def _planned(entry: Entry, spec: EntrySpec, files: dict[str, Content], requireme
     )
 
 
-def _entry_spec(entry: Entry, runner: RunnerSpec, *, fingerprint: str, **more: Any) -> EntrySpec:
+def entry_spec(entry: Entry, runner: RunnerSpec, *, fingerprint: str, **more: Any) -> EntrySpec:
+    """The record of a version of an entry; `more` are fields of EntrySpec."""
     spec = EntrySpec(
         entry=entry.name,
         adapter=adapter.__version__,
@@ -200,7 +277,7 @@ def _entry_spec(entry: Entry, runner: RunnerSpec, *, fingerprint: str, **more: A
         typed=entry.typed,
         batched=entry.batched,
         methods=[dict(method_record(m)) for m in entry.methods],
-        threads=entry.placement.threads,
+        environments=[dict(group.environment) for group in entry.placement.groups],
         retry_failed_batch=runner.retry_failed_batch,
         call_timeout_s=runner.call_timeout_s,
         interface=entry.interface,
@@ -210,24 +287,11 @@ def _entry_spec(entry: Entry, runner: RunnerSpec, *, fingerprint: str, **more: A
     return replace(spec, content=digest.hexdigest()[:16])
 
 
-def placement(runner: RunnerSpec, machine: Machine) -> Placement:
-    """How many instances a runner gets, and where, from what it asks for and what the machine has.
-
-    One on each GPU that it asks for; else one on the CPUs if its library uses threads; else one on each CPU; that times
-    its `workers_per_resource`. GPUs that are named by index are those of the machine that will serve, so they need not
-    be here. Source: `services_and_runners.md`, placement of BentoML 1.1.
-    """
-    asked, each = runner.resources, runner.workers_per_resource
-    if asked.nvidia_gpu and supports_gpu(runner.runnable_class) and (machine.gpus or asked.gpus):
-        gpus = asked.gpus or tuple(range(min(math.ceil(asked.nvidia_gpu), machine.gpus)))
-        if each < 1:  # one instance for several GPUs
-            gpus = gpus[: math.ceil(len(gpus) * each)]
-        return Placement(count=math.ceil(each), gpus=gpus)
-    cpus = asked.cpu if asked.cpu is not None else machine.cpus
-    if supports_threads(runner.runnable_class):
-        count = math.ceil(each)
-        return Placement(count=count, threads=max(1, math.ceil(cpus / count)))
-    return Placement(count=math.ceil(cpus * each), threads=1)
+def fingerprint_of(model: Model) -> str:
+    """What differs where the files or the options of a saved model do."""
+    digest = hashlib.sha256("\0".join(f"{n} {file_digest(p)}" for n, p in _files_in(model.folder)).encode())
+    digest.update(json.dumps(model.info.options, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def _files_in(folder: Path) -> list[tuple[str, Path]]:
@@ -277,10 +341,15 @@ def _write(planned: ExportPlan, repository: Path) -> list[Written]:
     manifest = _manifest(repository)
     named = [_named(repository, manifest, planned.service, p) for p in planned.entries]
     written = [_write_entry(repository, p) for p in named]
+    before = manifest.services.get(planned.service, {}).get("entries", {})
+    copied = [
+        Written(c.name, c.version, write_copy(c, repository, owned=before.get(c.name, {}).get("copied", False)))
+        for c in planned.copies
+    ]
     updated = _updated(manifest, planned, named, written)
     if updated != manifest:
         _replace(repository / FILE, updated.to_json().encode())
-    return written
+    return [*written, *copied]
 
 
 def _manifest(repository: Path) -> Manifest:
@@ -361,7 +430,9 @@ def _latest(folder: Path) -> int | None:
 
 
 def _updated(manifest: Manifest, planned: ExportPlan, named: list[PlannedEntry], written: list[Written]) -> Manifest:
-    runners: dict[str, dict[str, str]] = {}
+    runners: dict[str, dict[str, str]] = {
+        runner: {name: name for name in names} for runner, names in planned.existing.items()
+    }
     for p in named:
         for method in p.entry.methods:
             runners.setdefault(p.entry.runner, {})[method.name] = p.name
@@ -370,8 +441,17 @@ def _updated(manifest: Manifest, planned: ExportPlan, named: list[PlannedEntry],
         "tags": dict(planned.tags),
         "models": sorted(str(m.tag) for m in planned.models),
         "entries": {
-            p.name: {"interface": p.spec.interface, "content": p.spec.content, "version": w.version}
+            p.name: {
+                "interface": p.spec.interface,
+                "content": p.spec.content,
+                "version": w.version,
+                **({} if p.spec.native is None else {"native": p.spec.native}),
+            }
             for p, w in zip(named, written, strict=True)
+        }
+        | {
+            c.name: {"interface": "", "content": c.content, "version": c.version, "copied": True}
+            for c in planned.copies
         },
     }
     services = {**manifest.services, planned.service: service}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
-from adapter.exceptions import AdapterError, DeadlineExceeded, InternalServerError, ServiceUnavailable
+from adapter.exceptions import AdapterError, ClientGone, DeadlineExceeded, InternalServerError, ServiceUnavailable
 
 MAX_WAITING_CALLS = 10_000
 MAX_WAITING_BYTES = 256 << 20
@@ -196,6 +196,20 @@ class Lane:
         call.forget()
         _cancel_if_unwanted(pack)
 
+    def drop(self, identity: str) -> None:
+        """End the calls of one HTTP request, whose client has gone; requests that carry others as well go on."""
+        for call in self._live():
+            if call.identity is identity:
+                pack = call.pack
+                self._finish(call, None, ClientGone(f"{self._name} was not waited for: its client has gone."))
+                _cancel_if_unwanted(pack)
+
+    def interrupt(self) -> None:
+        """Give up the requests under way: nobody will answer them."""
+        for pack in self._packs:
+            if pack.task is not None:
+                pack.task.cancel()
+
     def close(self) -> None:
         """Fail what is under way."""
         for call in self._live():
@@ -286,7 +300,7 @@ class Lane:
         self._depart()  # before the answers are handed out, whose callers keep the loop busy
         calls = pack.calls
         if task.cancelled():  # every caller has gone, or the lane was closed
-            error: BaseException | None = ServiceUnavailable(f"The call of {self._name} was cancelled.")
+            error: BaseException | None = ServiceUnavailable(f"The call of {self._name} was given up; try again.")
         else:
             error = task.exception()
         if error is None and len(task.result()) != len(calls):

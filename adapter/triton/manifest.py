@@ -16,6 +16,7 @@ from adapter.exceptions import ConfigException, NotFound
 from adapter.model import Model, ModelInfo
 from adapter.models import ModelSource
 from adapter.tag import LATEST, Tag
+from adapter.triton.native import Native
 
 FILE = "manifest.json"
 
@@ -72,6 +73,11 @@ class Manifest:
             )
         found: Mapping[str, str] = runners[runner]
         return found
+
+    def natives(self, service: str) -> Mapping[str, Native]:
+        """The entries of a service that other backends than the python one serve, and how."""
+        entries = self.services.get(service, {}).get("entries", {})
+        return {name: Native.from_dict(e["native"]) for name, e in entries.items() if e.get("native") is not None}
 
     def _service(self, name: str) -> Mapping[str, Any]:
         if name not in self.services:

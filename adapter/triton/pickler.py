@@ -16,16 +16,20 @@ from typing import Any
 import cloudpickle
 
 from adapter import payload
+from adapter.context import Context
 from adapter.exceptions import AdapterError, ExportError
+from adapter.hosted import Hosted, context_class, local_runner
 from adapter.model import Model
 from adapter.runnable import Runnable, signatures
+from adapter.runner import Runner
 from adapter.triton.sources import hints_of
 from adapter.triton.worker import model_in_entry
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no type information
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, hosted: bool) -> None:
         super().__init__(file, protocol=5)
+        self._hosted = hosted
         self.models: list[Model] = []
         self.records: list[type] = []
 
@@ -33,6 +37,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if isinstance(obj, Model):
             self.models.append(obj)
             return model_in_entry, (obj.tag.name, obj.info.version)
+        if self._hosted and isinstance(obj, Runner):  # an attribute of a class-based service runs beside it there
+            spec = obj.spec
+            cls, parameters = (Runnable, {}) if obj.model is not None else (spec.runnable_class, dict(spec.init_params))
+            return local_runner, (obj.model, obj.name, cls, parameters)
+        if obj is Context:
+            return context_class, ()  # an annotation; the one of a front is not there
         if obj is dataclasses.MISSING:
             return "MISSING"  # a copy of it would not be it, and dataclasses then take it for a default
         reduced = super().reducer_override(obj)
@@ -70,8 +80,11 @@ def dump(value: Any, by_value: Sequence[str]) -> tuple[bytes, list[Model]]:
         cloudpickle.register_pickle_by_value(module)
     try:
         with _annotations(value[0], by_value):
-            blob, pickler = _pickled(value)
-            return (_pickled(_Completed(value, pickler.records))[0] if pickler.records else blob), pickler.models
+            hosted = issubclass(value[0], Hosted)
+            blob, pickler = _pickled(value, hosted)
+            return (
+                _pickled(_Completed(value, pickler.records), hosted)[0] if pickler.records else blob
+            ), pickler.models
     except AdapterError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # whatever a person's own object raises
@@ -85,9 +98,9 @@ def dump(value: Any, by_value: Sequence[str]) -> tuple[bytes, list[Model]]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _pickled(value: Any) -> tuple[bytes, _Pickler]:
+def _pickled(value: Any, hosted: bool) -> tuple[bytes, _Pickler]:
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer)
+    pickler = _Pickler(buffer, hosted)
     pickler.dump(value)
     return buffer.getvalue(), pickler
 

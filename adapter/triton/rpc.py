@@ -1,4 +1,4 @@
-"""Unary gRPC calls over HTTP/2 on an event loop: what a front needs of gRPC on its way to Triton, and no more.
+"""gRPC calls over HTTP/2 on an event loop: what a front needs of gRPC on its way to Triton, and no more.
 
 The Python package of gRPC spends 0.25 to 0.4 ms of a processor on each call, most of it on handing over between its own
 threads and the event loop; this spends a fifth of that. Source: RFC 9113 (HTTP/2), RFC 7541 (HPACK), and
@@ -35,17 +35,10 @@ _WINDOW_STEP = 1 << 24  # bytes after which the server is told that they were re
 _LONGEST_FRAME = 1 << 20  # but for data
 _CONNECT_S, _CLOSE_S = 5.0, 1.0
 _UNHEARD_MS = 20_000  # what was sent has not come: the machine is gone, and nothing says so
+_PREFIX = 5  # bytes before a message of gRPC
 _HEADER = struct.Struct(">HBBBI")  # the length of a frame has three bytes: two and one
 _SETTING = struct.Struct(">HI")
-_OURS = b"".join(
-    _SETTING.pack(key, value)
-    for key, value in (
-        (_HEADER_TABLE_SIZE, 0),
-        (_ENABLE_PUSH, 0),
-        (_INITIAL_WINDOW, _LARGEST_WINDOW),
-        (_MAX_FRAME, _LARGEST_FRAME),
-    )
-)
+_OURS = ((_HEADER_TABLE_SIZE, 0), (_ENABLE_PUSH, 0), (_MAX_FRAME, _LARGEST_FRAME))
 _KNOWN_BLOCKS = 1024
 
 
@@ -83,8 +76,11 @@ class RpcError(Exception):
 class Channel:
     """Calls of one server. It connects when it is first used, and again when the connection is lost."""
 
-    def __init__(self, address: str, *, ssl: tls.SSLContext | None = None) -> None:
-        """`address` is `host:port`."""
+    def __init__(self, address: str, *, ssl: tls.SSLContext | None = None, window: int = _LARGEST_WINDOW) -> None:
+        """`address` is `host:port`; `window` the bytes that the server may send of a stream before they are read.
+
+        A channel whose window is not the largest is for streams alone: an answer longer than that would not come.
+        """
         parts = urlsplit(f"//{address}")
         try:
             port = parts.port
@@ -94,6 +90,7 @@ class Channel:
             raise ValueError(f"{address!r} is not an address such as 127.0.0.1:8001")
         self._host, self._port = parts.hostname, port
         self._authority = address
+        self._window = window
         self._ssl = ssl
         if ssl is not None:
             ssl.set_alpn_protocols(["h2"])
@@ -113,6 +110,19 @@ class Channel:
         if connection is None or not connection.usable:
             connection = await self._connected()
         return await connection.call(path, message, limit_s, metadata)
+
+    def retire(self) -> None:
+        """Take no new call; the connection ends when the last one under way is answered."""
+        self._closed = True
+        if self._connection is not None:
+            self._connection.retire()
+
+    async def stream(self, path: str, *, metadata: Metadata = ()) -> Stream:
+        """Call the method at `path`, to which, and from which, any number of messages go."""
+        connection = self._connection
+        if connection is None or not connection.usable:
+            connection = await self._connected()
+        return connection.stream(path, metadata)
 
     async def close(self) -> None:
         """End the connection; calls under way fail."""
@@ -138,7 +148,7 @@ class Channel:
                 self._connection.end()
 
     async def _connect(self) -> _Connection:
-        connection = _Connection(self._authority, "http" if self._ssl is None else "https")
+        connection = _Connection(self._authority, "http" if self._ssl is None else "https", self._window)
         try:
             await asyncio.wait_for(self._open(connection), _CONNECT_S)
         except (OSError, asyncio.TimeoutError) as error:
@@ -159,6 +169,7 @@ class _Stream:
     """One call: its answer, and what has come of it."""
 
     __slots__ = ("answer", "chunks", "fields", "head", "number", "unsent", "window")
+    finished = True  # nothing will be sent but what is in `unsent`
 
     def __init__(self, answer: asyncio.Future[bytes], head: bytes, unsent: memoryview) -> None:
         self.answer = answer
@@ -170,15 +181,100 @@ class _Stream:
         self.fields: dict[str, str] = {}
 
 
+class Stream(_Stream):
+    """A call whose messages come and go one by one; whoever began it ends it with `cancel`."""
+
+    __slots__ = ("_connection", "_messages", "_missing", "_ready", "_rest", "_unreturned", "finished")
+
+    def __init__(self, connection: _Connection, answer: asyncio.Future[bytes], head: bytes) -> None:
+        super().__init__(answer, head, memoryview(b""))
+        self.finished = False
+        self._connection = connection
+        self._messages: collections.deque[bytes] = collections.deque()
+        self._ready: asyncio.Future[None] | None = None
+        self._rest = bytearray()  # of a message that has not come whole
+        self._missing = _PREFIX  # bytes until it is, as far as is known
+        self._unreturned = 0  # bytes of the window that the server can have back
+
+    def send(self, message: Sequence[bytes], *, last: bool = False) -> None:
+        """Send a message, in parts; where its `last` is sent, the server knows that no other will come."""
+        size = sum(len(part) for part in message).to_bytes(4, "big")
+        self._push(b"".join((b"\0", size, *message)), last)
+
+    def finish(self) -> None:
+        """Tell the server that no other message will come."""
+        if not self.finished:
+            self._push(b"", last=True)
+
+    async def receive(self) -> bytes | None:
+        """Wait for the next message, None at the end; RpcError where the call failed."""
+        while not self._messages:
+            if self.answer.done():
+                self.answer.result()
+                return None
+            self._ready = self._connection.loop.create_future()
+            await self._ready
+        message = self._messages.popleft()
+        self._unreturned += len(message) + _PREFIX
+        self._return_window()
+        return message
+
+    def cancel(self) -> None:
+        """Give the call up; what has not been received is lost."""
+        self._messages.clear()
+        if not self.answer.done():
+            self._connection.give_up(self)
+            _refuse(self, Code.CANCELLED, "the call was given up")
+
+    def _push(self, data: bytes, last: bool) -> None:
+        self.finished = last
+        if not self.answer.done():
+            self.unsent = memoryview(bytes(self.unsent) + data)
+            self._connection.push(self)
+
+    def take(self, piece: memoryview) -> None:
+        """Take bytes as they come: messages are read one by one, and hold the window as long as they are not."""
+        self._rest += piece
+        self._unreturned += len(piece)
+        while len(self._rest) >= self._missing:
+            if self._missing == _PREFIX and (length := int.from_bytes(self._rest[1:_PREFIX], "big")):
+                self._missing += length
+                continue
+            message = bytes(self._rest[_PREFIX : self._missing])
+            compressed = self._rest[0]
+            del self._rest[: self._missing]
+            self._missing = _PREFIX
+            if compressed:
+                raise ValueError("a compressed message")
+            self._messages.append(message)
+            self._unreturned -= len(message) + _PREFIX
+            self._wake()
+        self._return_window()
+
+    def ended(self, answer: asyncio.Future[bytes]) -> None:
+        answer.exception()  # whoever would have asked may have gone
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _return_window(self) -> None:
+        if self._unreturned >= self._connection.stream_window // 2 and not self.answer.done():
+            self._connection.widen(self.number, self._unreturned)
+            self._unreturned = 0
+
+
 class _Connection(asyncio.Protocol):
     """One HTTP/2 connection, whose every stream is one call."""
 
-    def __init__(self, authority: str, scheme: str) -> None:
+    def __init__(self, authority: str, scheme: str, stream_window: int) -> None:
         loop = asyncio.get_running_loop()
         self.greeted: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.usable = True
-        self._loop = loop
+        self.loop = loop
+        self.stream_window = stream_window
         self._authority = authority
         # :method POST, :scheme; each field is written in full, so that neither side keeps a table
         self._always = (b"\x83\x86" if scheme == "http" else b"\x83\x87") + _indexed_name(1, authority.encode())
@@ -202,14 +298,20 @@ class _Connection(asyncio.Protocol):
 
     async def call(self, path: str, message: Sequence[bytes], limit_s: float, metadata: Metadata) -> bytes:
         size = sum(len(part) for part in message).to_bytes(4, "big")
-        answer: asyncio.Future[bytes] = self._loop.create_future()
+        answer: asyncio.Future[bytes] = self.loop.create_future()
         stream = _Stream(answer, self._head(path, limit_s, metadata), memoryview(b"".join((b"\0", size, *message))))
         self._start(stream)
         try:
             return await answer
         except asyncio.CancelledError:
-            self._give_up(stream)
+            self.give_up(stream)
             raise
+
+    def stream(self, path: str, metadata: Metadata) -> Stream:
+        stream = Stream(self, self.loop.create_future(), self._head(path, math.inf, metadata))
+        stream.answer.add_done_callback(stream.ended)
+        self._start(stream)
+        return stream
 
     def _head(self, path: str, limit_s: float, metadata: Metadata) -> bytes:
         head = self._heads.get(path)
@@ -239,12 +341,14 @@ class _Connection(asyncio.Protocol):
 
     def _send_data(self, stream: _Stream, frames: list[bytes | memoryview]) -> None:
         """Add the frames of data that the windows allow."""
+        if not stream.unsent and stream.finished:
+            frames.append(_frame(_DATA, _END_STREAM, stream.number))
         while stream.unsent:
             size = min(len(stream.unsent), self._largest, stream.window, self._window)
             if size <= 0:
                 self._blocked[stream.number] = stream
                 return
-            last = size == len(stream.unsent)
+            last = stream.finished and size == len(stream.unsent)
             frames += (_head_of(size, _DATA, _END_STREAM if last else 0, stream.number), stream.unsent[:size])
             stream.unsent = stream.unsent[size:]
             stream.window -= size
@@ -257,7 +361,17 @@ class _Connection(asyncio.Protocol):
             self._send_data(stream, frames)
         self._write(frames)
 
-    def _give_up(self, stream: _Stream) -> None:
+    def push(self, stream: Stream) -> None:
+        """Send what a stream has to send, when it has begun."""
+        if stream.number:
+            frames: list[bytes | memoryview] = []
+            self._send_data(stream, frames)
+            self._write(frames)
+
+    def widen(self, number: int, size: int) -> None:
+        self._write([_frame(_WINDOW_UPDATE, 0, number, size.to_bytes(4, "big"))])
+
+    def give_up(self, stream: _Stream) -> None:
         if self._streams.get(stream.number) is stream:
             self._reset(stream.number)
             self._forget(stream.number)
@@ -288,11 +402,18 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and no instance of it
         window = (_LARGEST_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")
-        self._write([_PREFACE, _frame(_SETTINGS, 0, 0, _OURS), _frame(_WINDOW_UPDATE, 0, 0, window)])
+        settings = (*_OURS, (_INITIAL_WINDOW, self.stream_window))
+        ours = _frame(_SETTINGS, 0, 0, b"".join(_SETTING.pack(key, value) for key, value in settings))
+        self._write([_PREFACE, ours, _frame(_WINDOW_UPDATE, 0, 0, window)])
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(f"the connection to {self._authority} was lost" + (f": {error}" if error else ""))
         self.lost.set_result(None)
+
+    def retire(self) -> None:
+        self.usable = False
+        if not self._streams and self._transport is not None:
+            self._transport.close()
 
     def end(self) -> None:
         self._fail(f"the connection to {self._authority} was closed")
@@ -356,7 +477,10 @@ class _Connection(asyncio.Protocol):
         self._reading = (rest, flags, number)
         stream = self._streams.get(number)
         if stream is not None and piece:
-            stream.chunks.append(bytes(piece))
+            if isinstance(stream, Stream):
+                stream.take(piece)
+            else:
+                stream.chunks.append(bytes(piece))
         self._count(len(piece))
         if not rest and flags & _END_STREAM:
             self._ended(number)
@@ -462,7 +586,7 @@ class _Connection(asyncio.Protocol):
     def _ended(self, number: int) -> None:
         stream = self._forget(number)
         if stream is not None:
-            if stream.unsent:  # answered before all of it was read: the rest is not sent
+            if stream.unsent or not stream.finished:  # answered before all of it was read: the rest is not sent
                 self._reset(number)
             _answer(stream)
 
@@ -476,6 +600,10 @@ def _answer(stream: _Stream) -> None:
     if status != "0":
         code = Code(int(status)) if status.isdigit() and int(status) <= max(Code) else Code.UNKNOWN
         _refuse(stream, code, unquote(fields.get("grpc-message", ""), errors="replace"))
+        return
+    if isinstance(stream, Stream):
+        if not stream.answer.done():
+            stream.answer.set_result(b"")
         return
     body = stream.chunks[0] if len(stream.chunks) == 1 else b"".join(stream.chunks)
     if len(body) < 5 or body[0] or int.from_bytes(body[1:5], "big") != len(body) - 5:

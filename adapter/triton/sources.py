@@ -7,7 +7,6 @@ import contextlib
 import copyreg
 import dataclasses
 import hashlib
-import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -25,8 +24,9 @@ from typing import Any
 from adapter import payload
 from adapter.exceptions import PayloadTypeError
 from adapter.model import Model
+from adapter.runner import Runner
 
-_LOOKS_UP = ("adapter.services", "adapter.runner", "adapter.model")
+_LOOKS_UP = ("adapter.services", "adapter.classes", "adapter.runner", "adapter.model")
 _CODE_FLAGS = ("co_code", "co_names", "co_varnames")
 
 
@@ -99,6 +99,8 @@ class Sources:
         return self._known[id(value)][1]
 
     def _content(self, value: Any) -> list[str]:
+        if isinstance(value, Runner):
+            return [value.name, self._describe(value.spec.runnable_class), self._describe(dict(value.spec.init_params))]
         if isinstance(value, dict):
             return sorted(f"{self._describe(key)}: {self._describe(item)}" for key, item in value.items())
         if isinstance(value, (set, frozenset)):
@@ -280,23 +282,3 @@ def own_source(name: str) -> Path | None:
     real = os.path.realpath(file)
     own = not real.startswith(_installed()) and "site-packages" not in real and "dist-packages" not in real
     return Path(real) if own else None
-
-
-def requirements_of(modules: set[str]) -> Iterator[str]:
-    """The installed distributions of top-level modules, as lines of a requirements file."""
-    distributions = _distributions()
-    for module in modules & set(distributions):
-        yield f"{distributions[module]}=={importlib.metadata.version(distributions[module])}"
-
-
-@cache
-def _distributions() -> dict[str, str]:
-    """Top-level modules and the distribution that brings each; Python 3.10's own answer knows but a part of them."""
-    found = {}
-    for distribution in importlib.metadata.distributions():
-        name = distribution.name  # parsed anew each time
-        for line in (distribution.read_text("RECORD") or "").splitlines():
-            top, _, rest = line.partition(",")[0].partition("/")
-            if rest or top.endswith((".py", ".so")):
-                found[top.partition(".")[0]] = name
-    return found

@@ -22,7 +22,9 @@ class EntrySpec:
     `python` is the minor version that exported it, `typed` whether its tensors are the method's own (else one blob),
     `batched` whether Triton sees a batch axis, `models` the saved models that it carries (`folder`, `info`),
     `pickle` the file of a custom Runnable (None for a saved model), `methods` what is served with its limits,
-    `threads` the number that numeric libraries may use (None: theirs), `call_timeout_s` the limit on one batch.
+    `environments` what the workers of each instance group have in theirs, `call_timeout_s` the limit on one batch,
+    `warmup` the files with the calls that warm methods up. `native` says how another backend than the python one serves
+    it, and `parity` how closely that answers as the model itself.
     """
 
     entry: str
@@ -34,11 +36,19 @@ class EntrySpec:
     models: Sequence[Mapping[str, Any]] = ()
     pickle: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    threads: int | None = None
+    environments: Sequence[Mapping[str, str]] = ({},)
+    warmup: Mapping[str, str] = field(default_factory=dict)
     call_timeout_s: float = 900.0
     retry_failed_batch: bool = True
+    native: Mapping[str, Any] | None = None
+    parity: Mapping[str, Any] | None = None
     interface: str = ""
     content: str = ""
+
+    @property
+    def stream(self) -> bool:
+        """Whether its methods are generators."""
+        return bool(self.methods[0].get("stream"))
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -9,6 +9,8 @@ from pathlib import Path
 SHM_FOLDER = Path("/dev/shm")
 _SHM_NAME = "triton_python_backend_shm_region_"
 _STUB = "triton_python_backend_stub"
+_EXIT_CODE = 49  # among the fields of /proc/<pid>/stat after the name; see proc(5)
+_ESTABLISHED = "01"  # in /proc/net/tcp
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,23 @@ def stub_of(pid: int) -> Stub | None:
 def dead_children(parent: int) -> list[int]:
     """List the children of a process that have ended and that it has not noticed yet."""
     return [pid for pid in _pids() if (fields := _stat(pid)) and int(fields[1]) == parent and fields[0] == "Z"]
+
+
+def ended_badly(pid: int) -> bool | None:
+    """Whether a process that has ended, and that its parent has not noticed yet, did so with an error, else None."""
+    fields = _stat(pid)
+    if not fields or fields[0] != "Z":
+        return None
+    return fields[_EXIT_CODE] != "0"
+
+
+def connected(port: int) -> bool:
+    """Whether anybody on this machine has a TCP connection, by IPv4, to a port."""
+    try:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    except OSError:
+        return True
+    return any(row[3] == _ESTABLISHED and int(row[1].rpartition(":")[2], 16) == port for row in rows)
 
 
 def session(leader: int) -> list[int]:

@@ -22,25 +22,29 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from adapter import models, payload
-from adapter.exceptions import AdapterError, InvalidArgument, NotFound, RemoteException, message_of, sentence, status_of
-from adapter.invocation import Invoker, Outcome, error_of
-from adapter.method import Call, MethodSpec, methods_of
+from adapter import models, payload, recorded, warmup
+from adapter.exceptions import AdapterError, InvalidArgument, NotFound, RemoteException, message_of, told
+from adapter.invocation import END, Invoker, Outcome, end, error_of
+from adapter.ledger import Ledger
+from adapter.method import Call, MethodSpec, method_named, methods_of
 from adapter.model import BatchingConfig, Model, ModelInfo
 from adapter.runnable import Runnable
 from adapter.tag import LATEST, Tag
 from adapter.tensor import numpy_dtype, triton_dtype
 from adapter.triton import worker_log
-from adapter.triton.channel import Channel, Region, aligned
+from adapter.triton.channel import Channel, Frames, Region, aligned
 from adapter.triton.spec import EntrySpec
+from adapter.triton.stream_worker import StreamWorker
 
 logger = logging.getLogger("adapter.runner")
 
 _PR_SET_PDEATHSIG = 1
+_LONGEST_TRACE = 32_000
 _HINT = (
     "A file travels with a Runnable when an init parameter names it: "
     'adapter.Runner(…, runnable_init_params={"labels": "./labels.txt"}).'
@@ -150,13 +154,21 @@ class Worker:
         self._spec = spec
         self._channel = channel
         self._invoker = Invoker(runnable, retry_failed_batch=spec.retry_failed_batch)
+        self.busy = self.ending = False
+
+    def warm_up(self, folder: Path) -> None:
+        """Make the calls that the entry has for that; StateException where one fails."""
+        for name, file in self._spec.warmup.items():
+            warmup.run(self._invoker, self._methods[name], (folder / file).read_bytes())
 
     def serve(self) -> None:
-        with contextlib.suppress(EOFError):
-            while True:
+        with contextlib.suppress(EOFError, ConnectionError):  # the stub is gone
+            while not self.ending:
                 requests = self._channel.receive()
+                self.busy = True
                 replies = self.answer(requests)
                 self._send(replies)
+                self.busy = False
 
     def answer(self, requests: Sequence[Any]) -> list[list[Any] | AdapterError]:
         """The output arrays of each request (for an entry that is not typed, a blob in parts), or its error."""
@@ -184,16 +196,13 @@ class Worker:
             blobs: Sequence[tuple[str, payload.Buffer]] = payload.unbundle(blob) if bundled else [(identity, blob)]
         except AdapterError as error:
             return False, [_Slot(method, identity, outcome=Outcome(error=error))]
-        return bundled, [self._slot(method, note, functools.partial(_blob_call, blob=b)) for note, b in blobs]
+        return bundled, [self._slot(method, note, functools.partial(MethodSpec.decode, blob=b)) for note, b in blobs]
 
     def _slot(self, name: str, identity: str, decode: Callable[[MethodSpec], Call]) -> _Slot:
         slot = _Slot(name, identity)
         try:
-            method = self._methods.get(name) if name else next(iter(self._methods.values()))
-            if method is None:
-                raise NotFound(f"This entry has no method {name!r}; it has {', '.join(self._methods)}.")
-            slot.call = decode(method)
-        except Exception as error:  # noqa: BLE001  # what came may be anything; it hurts its own call only
+            slot.call = decode(method_named(self._methods, name))
+        except BaseException as error:  # noqa: BLE001  # what came may be anything; it hurts its own call only
             slot.outcome = Outcome(error=error)
         return slot
 
@@ -217,27 +226,20 @@ class Worker:
 
     def _encode(self, slot: _Slot) -> list[Any] | AdapterError:
         outcome = slot.outcome
-        error = error_of(outcome)
-        if error is None and slot.call is not None:
-            method = slot.call.method
-            try:
-                return method.pack_result(outcome.value) if self._spec.typed else method.encode_result(outcome.value)
-            except AdapterError as refused:
-                error = refused
-            except Exception as failed:  # noqa: BLE001  # what the method returned may raise anything when it is read
-                error = RemoteException(sentence(failed))
-        assert error is not None
-        if outcome.error is not None and not isinstance(outcome.error, AdapterError):
-            name = slot.method or self._spec.entry
-            known = {"request_id": slot.identity, "exception": _trace(outcome.error)}
-            logger.error("request %s to %s failed", slot.identity or "-", name, extra=known)
-        return error
+        if outcome.error is not None:
+            return _reported(outcome.error, slot.method or self._spec.entry, slot.identity)
+        assert slot.call is not None
+        method = slot.call.method
+        try:
+            return method.pack_result(outcome.value) if self._spec.typed else method.encode_result(outcome.value)
+        except BaseException as failed:  # noqa: BLE001  # what the method returned may raise anything when it is read
+            return _reported(failed, slot.method or self._spec.entry, slot.identity)
 
     def _send(self, replies: Sequence[list[Any] | AdapterError]) -> None:
         used, header = 0, []
         for reply in replies:
             if isinstance(reply, AdapterError):
-                header.append(list(_record(reply)))
+                header.append(list(told(reply)))
                 continue
             start = aligned(used)
             if self._spec.typed:
@@ -264,10 +266,12 @@ class Worker:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve one entry: arguments are its version folder and the file descriptors of socket, input and output region."""
-    folder, sock_fd, in_fd, out_fd, parent = Path(arguments[0]), *(int(a) for a in arguments[1:5])
+    """Serve one entry: arguments are its version folder, and what `worker_process.py` shares with this process."""
+    folder, numbers = Path(arguments[0]), map(int, arguments[1:])
+    sock_fd, in_fd, out_fd, parent, ledger_fd, wake_fd = numbers
     # for a stub that is killed while user code holds the GIL; the watching thread does the rest
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setpgid(0, 0)  # what user code starts ends with this process
     if os.getppid() != parent:
         os._exit(0)
     sock = socket.socket(fileno=sock_fd)
@@ -276,9 +280,17 @@ def main(arguments: Sequence[str]) -> None:
     try:
         spec = EntrySpec.read(folder)
         worker_log.set_up(spec.entry)
+        recorded.use(Ledger(ledger_fd, functools.partial(os.eventfd_write, wake_fd, 1)))
         runnable, methods = load(folder, spec)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to user code
-        text = str(error) if isinstance(error, AdapterError) else _trace(error)
+        if spec.stream:
+            worker: Worker | StreamWorker = StreamWorker(runnable, methods, spec, Frames(sock), _reported)
+        else:
+            worker = Worker(runnable, methods, spec, channel)
+        if hasattr(runnable, END):
+            _end_in_order(worker, runnable)
+        worker.warm_up(folder)
+    except BaseException as error:  # noqa: BLE001  # the edge to user code
+        text = message_of(error) if isinstance(error, AdapterError) else _trace(error)
         if isinstance(error, FileNotFoundError):
             missing = Path(str(error.filename))
             if not missing.is_absolute() or missing.is_relative_to(folder):
@@ -286,24 +298,42 @@ def main(arguments: Sequence[str]) -> None:
         channel.send({"error": text})
         return
     channel.send({"ready": True})
-    Worker(runnable, methods, spec, channel).serve()
+    worker.serve()
+    end(runnable)
 
 
-def _blob_call(method: MethodSpec, blob: payload.Buffer) -> Call:
-    args, kwargs = payload.decode(blob)
-    method.check(args, kwargs)
-    return method.rebuild(args, kwargs)
+def _end_in_order(worker: Worker | StreamWorker, runnable: Runnable) -> None:
+    """Let SIGTERM run the shutdown hooks of a class-based service, after the batch that is being answered."""
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        if isinstance(worker, Worker):
+            worker.ending = True
+            if worker.busy:
+                return
+            end(runnable)
+        else:  # its event loop runs in this thread
+            hooks = threading.Thread(target=end, args=(runnable,))
+            hooks.start()
+            hooks.join()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, ended)
 
 
-def _record(error: AdapterError) -> tuple[int, str, str]:
-    """What travels of an error."""
-    return status_of(error), type(error).__name__, message_of(error)
+def _reported(error: BaseException, name: str, identity: str) -> AdapterError:
+    """What the caller of `name` is told of an error; the log says all of one that is not adapter's own."""
+    seen = error_of(Outcome(error=error))
+    assert seen is not None
+    if seen is not error or (isinstance(error, RemoteException) and error.__cause__ is not None):
+        known = {"request_id": identity, "exception": _trace(error)}
+        logger.error("request %s to %s failed", identity or "-", name, extra=known)
+    return seen
 
 
 def _noted(answer: list[Any] | AdapterError) -> tuple[str, payload.Buffer]:
     """The answer to one call of a bundle: a blob, or an error noted as such."""
     if isinstance(answer, AdapterError):
-        return "error", json.dumps(_record(answer)).encode()
+        return "error", json.dumps(told(answer)).encode()
     return "", b"".join(answer)
 
 
@@ -314,7 +344,10 @@ def _trace(error: BaseException) -> str:
     own = [frame for frame in whole.stack if not frame.filename.startswith(archive)]
     if own:
         whole.stack = traceback.StackSummary.from_list(own)
-    return "".join(whole.format()).rstrip()
+    text = "".join(whole.format()).rstrip().encode("utf-8", "replace").decode().replace("\0", "")
+    if len(text) > _LONGEST_TRACE:  # an exception may hold any data
+        text = f"{text[: _LONGEST_TRACE // 2]}\n…\n{text[-_LONGEST_TRACE // 2 :]}"
+    return text
 
 
 def _end_with(sock: socket.socket) -> None:

@@ -15,6 +15,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -35,6 +37,8 @@ class Said:
     entry: str
     request_id: str
     exception: str
+    worker: Mapping[str, Any] | None = None
+    """What has become of a worker process, told by its stub; see `worker_process.py`."""
 
 
 @dataclass
@@ -44,6 +48,10 @@ class _Now:
 
 running = _Now()
 """The id of the only request that is being worked on, "" where there are several or none."""
+
+
+stream_id: ContextVar[str] = ContextVar("stream_id", default="")
+"""The id of the request whose stream is being stepped; many take turns."""
 
 
 def set_up(entry: str) -> None:
@@ -59,12 +67,13 @@ def set_up(entry: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def say(entry: str, level: str, message: str) -> None:
+def say(entry: str, level: str, message: str, *, exception: str = "", worker: Mapping[str, Any] | None = None) -> None:
     """Say something of adapter's own without a logger: for Triton's stub, whose logging is not ours."""
     if _wants_json():
-        _write(_line(entry, level, LOGGER, message))
+        _write(_line(entry, level, LOGGER, message, exception=exception, worker=worker))
     else:
-        print(f"[{level}] [{LOGGER}] {message}", file=sys.stderr, flush=True)
+        text = f"{message}:\n{exception}" if exception else message
+        print(f"[{level}] [{LOGGER}] {text}", file=sys.stderr, flush=True)
 
 
 def read(line: str) -> Said | None:
@@ -77,18 +86,30 @@ def read(line: str) -> Said | None:
             return None
         texts = {name: str(found.get(name, "")) for name in ("logger", "message", "entry", "request_id", "exception")}
         level = logging.getLevelName(found["level"])
+        worker = found.get("worker")
     except (ValueError, KeyError, TypeError):
         return None
-    return Said(level=level if isinstance(level, int) else logging.INFO, **texts)  # a level of the user's own
+    level = level if isinstance(level, int) else logging.INFO  # a level of the user's own
+    return Said(level=level, worker=worker if isinstance(worker, dict) else None, **texts)
 
 
 def _wants_json() -> bool:
     return os.environ.get(VARIABLE) == "json"
 
 
-def _line(entry: str, level: str, logger: str, message: str, *, request_id: str = "", exception: str = "") -> str:
+def _line(
+    entry: str,
+    level: str,
+    logger: str,
+    message: str,
+    *,
+    request_id: str = "",
+    exception: str = "",
+    worker: Mapping[str, Any] | None = None,
+) -> str:
     now = time.time()
-    parts = {"request_id": request_id or running.request_id, "entry": entry, "exception": exception}
+    known = request_id or stream_id.get() or running.request_id
+    parts = {"request_id": known, "entry": entry, "exception": exception, "worker": worker}
     return json.dumps(
         {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z",

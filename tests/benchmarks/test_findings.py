@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.findings import Check, Findings, Measurement, Ratio
+from benchmarks.findings import Check, Difference, Findings, Measurement, Ratio
 from benchmarks.load import Reading
 
 
@@ -62,3 +62,10 @@ def test_findings_come_back_from_json() -> None:
     record = json.loads(json.dumps(findings.to_dict()))
     assert record["checks"][0]["met"] is False
     assert Findings.from_dict(record) == findings
+
+
+def test_difference() -> None:
+    measurements = [measured("a", 1, 90, p50=1.5), measured("b", 1, 100, p50=1.25)]
+    assert Difference("a", "b", "p50_ms", at=1, ceiling=0.2).of(measurements) == [
+        Check("p50 a - b at 1", 0.25, ceiling=0.2)
+    ]

@@ -26,7 +26,7 @@ def test_table() -> None:
             "| (a)  | echo          |           1 | 12,346 |   0.09 |   1.50 |     8% |",
             "| ours | adapter, iris |          64 |    987 |  10.00 |  20.00 |     0% |",
             "",
-            "| ratio          | found |  limit |  aim |        |",
+            "| figure         | found |  limit |  aim |        |",
             "| -------------- | ----: | -----: | ---: | -----: |",
             "| req/s a/b at 1 |  0.76 | >= 0.7 | 0.95 |    met |",
             "| p50 a/b at 1   |  3.20 |   <= 3 |      | MISSED |",

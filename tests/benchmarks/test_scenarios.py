@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from click.testing import CliRunner
 
 from adapter.triton.installation import Installation
 from benchmarks import __main__ as command
-from benchmarks import answers, load
+from benchmarks import answers, load, plot
 from benchmarks.comparison import Comparison, Contender, Effort
 from benchmarks.exceptions import BenchmarkError
-from benchmarks.findings import Ratio
+from benchmarks.findings import Findings, Ratio
 from benchmarks.load import Sample
-from benchmarks.scenarios import decoding, larger, scenarios, small
+from benchmarks.scenarios import batching, decoding, larger, scenarios, small, soak, worker
 from benchmarks.stage import Stage
 
 QUICK = Effort(rounds=1, seconds=1, warm_up_s=1, connections=(2,))
@@ -77,6 +78,26 @@ def test_expensive_bodies_are_answered(stage: Stage) -> None:
     for endpoint in decoding.ENDPOINTS:
         for contender in endpoint.contenders(*servers):
             prepare(stage, contender)
+
+
+def test_batches_and_calls_alone_are_answered(stage: Stage) -> None:
+    for contender in batching.contenders(stage):
+        prepare(stage, contender)
+
+
+def test_our_worker_and_a_model_by_hand_answer_the_same(stage: Stage) -> None:
+    for contender in worker.contenders(stage):
+        prepare(stage, contender)
+
+
+def test_soak_follows_every_process(stage: Stage, tmp_path: Path) -> None:
+    findings = soak.Soak(most=3).run(stage, replace(QUICK, requests=100), {"CPU": "x", "CPUs": "2"})
+    assert [course.name for course in findings.courses] == ["front", "worker", "stub", "engine", "launcher"]
+    assert all(value > 1 for course in findings.courses for _, value in course.points)
+    assert all(check.met for check in findings.checks)
+    assert Findings.from_dict(json.loads(json.dumps(findings.to_dict()))) == findings
+    plot.draw(findings, tmp_path / "soak.svg")
+    assert "launcher" in (tmp_path / "soak.svg").read_text()
 
 
 def test_wrong_answer_fails_the_run(stage: Stage, tmp_path: Path) -> None:

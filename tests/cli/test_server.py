@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+from adapter.endpoint.server import Server, load_service
+from adapter.exceptions import AdapterError
 
 SERVICE = """
 import os
@@ -80,28 +81,46 @@ def test_assets_are_stored_into_the_volume(folder: Path) -> None:
     assert server(folder, "store-assets", env=env).returncode == 0  # nothing to store
 
 
+def test_a_service_that_cannot_be_loaded_is_one_sentence_and_1(folder: Path) -> None:
+    (folder / "nothing.py").write_text("")
+    done = server(folder, "--service-module", "nothing", "api-schema")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: The module 'nothing' has no class that extends")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Load services of the folder in this process, and forget their modules."""
+    before = set(sys.modules)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("broken", "import nothing_like_it\n", "imports 'nothing_like_it', which is not installed"),
         ("wrong", "x = \n", "cannot be imported: SyntaxError"),
         ("empty", "", "no class that extends adapter.endpoint.Service"),
-        ("two", SERVICE + SERVICE.replace("Echo", "Other"), "several services (Echo, Other)"),
+        ("two", SERVICE + SERVICE.replace("Echo", "Other"), r"several services \(Echo, Other\)"),
         ("bare", SERVICE.replace("text: str", "text"), "says no type for 'text'"),
-        ("lacking", SERVICE.replace("infer", "_infer"), "no infer() method"),
+        ("lacking", SERVICE.replace("infer", "_infer"), r"no infer\(\) method"),
         ("raising", SERVICE.replace("setup", "__init__").replace('print("set up")', "1 / 0"), "ZeroDivisionError"),
     ],
 )
-def test_a_service_that_cannot_be_loaded_is_one_sentence_and_1(folder: Path, name: str, text: str, said: str) -> None:
-    (folder / f"{name}.py").write_text(text)
-    done = server(folder, "--service-module", name, "api-schema")
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_what_is_wrong_with_a_service_is_told(here: Path, name: str, text: str, said: str) -> None:
+    (here / f"{name}.py").write_text(text)
+    with pytest.raises(AdapterError, match=said):
+        Server(load_service(name))
 
 
-@pytest.mark.parametrize("command", ["run", "store-assets", "setup-service"])
+@pytest.mark.parametrize("command", ["run", "store-assets"])
 def test_a_missing_module_ends_every_command_with_one_sentence(folder: Path, command: str) -> None:
     done = server(folder, "--service-module", "service_missing", command)
     assert done.returncode == 1
@@ -109,10 +128,25 @@ def test_a_missing_module_ends_every_command_with_one_sentence(folder: Path, com
     assert "Traceback" not in done.stderr
 
 
-def test_a_class_is_named(folder: Path) -> None:
-    assert server(folder, "--service-class", "Echo", "api-schema").returncode == 0
-    done = server(folder, "--service-class", "Nobody", "api-schema")
-    assert (done.returncode, "no class 'Nobody'" in done.stderr) == (1, True)
+def test_a_class_is_named(here: Path) -> None:
+    (here / "pair.py").write_text(SERVICE + SERVICE.replace("Echo", "Other"))
+    assert type(load_service("pair", "Other")).__name__ == "Other"
+    with pytest.raises(AdapterError, match="no class 'Nobody'"):
+        load_service("pair", "Nobody")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("reexporting", "from written import Echo", "Echo"),
+        ("extending", "from written import Echo\nclass Louder(Echo):\n    pass", "Louder"),
+        ("renaming", "import written\nclass Mine(written.Echo):\n    pass\nService = Mine", "Mine"),
+    ],
+)
+def test_the_one_class_is_found(here: Path, name: str, text: str, found: str) -> None:
+    (here / "written.py").write_text(SERVICE)
+    (here / f"{name}.py").write_text(text)
+    assert type(load_service(name)).__name__ == found
 
 
 def test_a_triton_elsewhere_is_refused(folder: Path) -> None:

@@ -111,7 +111,7 @@ ABSENT = [name for row in rows("What there is not") for name in names_of(row[0])
 
 
 def test_page_names_all_that_there_is_not() -> None:
-    one_of_many = {name for name, reason in absent.ATTRIBUTES.items() if reason == absent.ATTRIBUTES["pytorch"]}
+    one_of_many = {name for name, reason in absent.ATTRIBUTES.items() if reason == absent.ATTRIBUTES["detectron"]}
     known = {*absent.ATTRIBUTES, *absent.COMMANDS} - one_of_many
     assert set(ABSENT) >= known - {"bentos", "grpc", "import", "start-grpc-server"}
     assert set(ABSENT) <= known | one_of_many

@@ -6,9 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import adapter
 from tests.e2e.conftest import ROOT, Serve
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def blocks(page: str) -> list[str]:
@@ -39,3 +43,38 @@ def test_calling_and_testing(serve: Serve, tmp_path: Path) -> None:
     assert "under" in python(tmp_path, "client.py")
     assert "2 passed" in python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
     assert "[[2 4]]" in python(tmp_path, "program.py")
+
+
+def test_runners(serve: Serve, run_adapter: Run, tmp_path: Path) -> None:
+    service, strategy = blocks("runners.md")
+    (tmp_path / "service.py").write_text(service)
+    (tmp_path / "strategy.py").write_text(f"{strategy}\nsvc = adapter.Service('chips', runners=[runner])\n")
+    served = serve("service:svc", "--development", working_dir=tmp_path)
+    assert served.post("/score", json=[[1, 2, 3, -4]]).json() == [6.0]
+    assert served.post("/explain", json=0).json() == {"weights": [1, 2, 3, 4]}
+    shown = run_adapter("runners", "strategy:svc", working_dir=tmp_path).stdout
+    assert "chips.chip" in shown
+    assert '{"chips": ["a", "b"]}' in shown
+
+
+def test_streaming(serve: Serve, tmp_path: Path) -> None:
+    (service,) = blocks("streaming.md")
+    (tmp_path / "service.py").write_text(service)
+    served = serve("service:svc", "--development", working_dir=tmp_path)
+    assert served.post("/spell", content="abc").text == "a b c "
+    assert served.post("/events", content="a").text == "event: letter\ndata: a\n\n"
+
+
+def test_frameworks(serve: Serve, tmp_path: Path) -> None:
+    training, service = blocks("frameworks.md")
+    (tmp_path / "train.py").write_text(training)
+    (tmp_path / "service.py").write_text(service)
+    python(tmp_path, "train.py")
+    served = serve("service:svc", "--development", working_dir=tmp_path)
+    assert served.post("/approve", json=[[0.9, 0.9, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]]).json() == [True, False]
+
+
+def test_frameworks_of_the_page_are_those_there_are() -> None:
+    page = (ROOT / "docs" / "frameworks.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(name for name, place in adapter._LAZY.items() if ".frameworks." in place)

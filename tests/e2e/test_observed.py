@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.e2e.conftest import Serve, Served
 
 SERVICE = """
 import logging
+import os
+import time
 import warnings
 
 import adapter
@@ -26,6 +29,9 @@ logger = logging.getLogger("cafe")
 
 
 class Barista(adapter.Runnable):
+    SUPPORTED_RESOURCES = ("cpu",)
+    SUPPORTS_CPU_MULTI_THREADING = False
+
     def __init__(self) -> None:
         print("the machine is warm")
 
@@ -37,14 +43,27 @@ class Barista(adapter.Runnable):
             raise ValueError("no mud")
         return f"a {kind}"
 
+    @adapter.Runnable.method(batchable=False)
+    def rinse(self, kind: str) -> int:
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+            logger.log(level, "rinsed %s\\n{\\"level\\": \\"forged\\"} ☕", kind)
+            time.sleep(0.002)
+        print(f"rinsed {kind}")
+        return os.getpid()
 
-barista = adapter.Runner(Barista, name="barista")
+
+barista = adapter.Runner(Barista, name="barista", cpu=2)
 svc = adapter.Service("cafe", runners=[barista])
 
 
 @svc.api(input=Text(), output=JSON())
 async def order(kind: str) -> str:
     return await barista.brew.async_run(kind)
+
+
+@svc.api(input=Text(), output=JSON())
+async def rinse(kind: str) -> int:
+    return await barista.rinse.async_run(kind)
 
 
 @svc.api(input=Text(), output=JSON())
@@ -144,6 +163,22 @@ def test_what_a_runnable_says_names_its_entry_and_its_request(cafe: Served) -> N
     _record(cafe, message="grinding", logger="adapter.runner", request_id="mine-1", **known)
     _record(cafe, message="for tea", logger="adapter.runner", request_id="mine-1", **known)
     _record(cafe, message="brewing tea", logger="cafe", request_id="mine-1", **known)
+
+
+def test_lines_of_two_instances_are_whole_and_each_names_its_own_request(cafe: Served) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        kinds = [f"cup-{n}" for n in range(40)]
+        instances = set(
+            threads.map(lambda kind: cafe.post("/rinse", content=kind, headers={"x-request-id": kind}).json(), kinds)
+        )
+    assert len(instances) == 2
+    _record(cafe, message=f"rinsed {kinds[-1]}")
+    for kind in kinds:
+        found = [r for r in _records(cafe) if r.get("request_id") == kind and r["component"] == "runner"]
+        text = f'rinsed {kind}\n{{"level": "forged"}} ☕'
+        levels = ("INFO", "WARNING", "ERROR", "CRITICAL")
+        expected = [*((level, "cafe", text) for level in levels), ("INFO", "adapter.runner", f"rinsed {kind}")]
+        assert [(r["level"], r["logger"], r["message"]) for r in found] == expected
 
 
 def test_an_error_in_a_runnable_is_told_with_its_traceback(cafe: Served) -> None:

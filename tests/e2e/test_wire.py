@@ -211,7 +211,7 @@ BAD_ERRORS = [
     ("no status", 500, "odd"),
     ("exit", 500, "SystemExit: 3"),
     ("cancelled", 500, "CancelledError"),
-    ("long", 404, "ü" * 1999 + "…"),
+    ("long", 404, "ü" * 1000),
     ("surrogate", 404, "a?bc"),
     ("unsendable", 500, "bad_error() returned what cannot be sent. PayloadTypeError: A value of type builtins.set"),
     ("half a dataclass", 500, "bad_error() returned what cannot be sent. AttributeError"),

@@ -26,8 +26,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"x" * int(rest))
         elif kind == "to":
             self.send_response(302)
-            self.send_header("location", f"/{rest}" if not rest.startswith("http") else rest)
+            self.send_header("location", f"/{rest}" if ":" not in rest else rest)
             self.end_headers()
+        elif kind == "header":
+            with contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\nx: " + b"x" * 20:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
         elif kind == "slow":
             self.send_response(200)
             self.end_headers()
@@ -79,6 +84,7 @@ def test_content_is_read_when_it_is_asked_for(url: str) -> None:
     [
         ("/bytes/1001", replace(OPEN, max_bytes=1000), "larger than 1000 bytes"),
         ("/slow", replace(OPEN, timeout_s=0.2), "not read within 0.2 s"),
+        ("/header", replace(OPEN, timeout_s=0.2), "not read within 0.2 s"),
         ("/nowhere", OPEN, "status 404"),
         ("/to/bytes/3", OPEN, "status 302"),
         ("/bytes/3", replace(OPEN, private=False), "127.0.0.1, which is not public"),
@@ -91,9 +97,24 @@ def test_limits_are_kept(url: str, path: str, limits: Limits, said: str) -> None
 
 
 @pytest.mark.usefixtures("allowed")
+def test_a_redirect_to_an_address_that_is_not_public_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetching.allow(Limits(allowed=True))
+    monkeypatch.setattr(fetching, "_public", lambda address: address == "127.0.0.1")
+    with pytest.raises(InvalidArgument, match=r"10\.0\.0\.1, which is not public"):
+        Media.from_url(f"{url}/to/http://10.0.0.1/", b64=True, follow_redirects=True)
+
+
+@pytest.mark.usefixtures("allowed")
 def test_redirects_are_followed_where_asked_and_checked_each(url: str) -> None:
     assert Media.from_url(f"{url}/to/bytes/3", b64=True, follow_redirects=True).to_bytes() == b"xxx"
-    for path, said in (("/to/to/to/to/to/to/to/bytes/3", "redirects more than"), ("/to/file", "404")):
+    for path, said in (
+        ("/to/to/to/to/to/to/to/bytes/3", "redirects more than"),
+        ("/to/file", "404"),
+        ("/to/größe", "404"),
+        ("/to/file:///etc/hostname", "not an http or https URL"),
+        ("/to/http://[", "not an http or https URL"),
+        ("/to/http://host:99999/", "not an http or https URL"),
+    ):
         with pytest.raises(InvalidArgument, match=said):
             Media.from_url(url + path, b64=True, follow_redirects=True)
     with pytest.raises(InvalidArgument, match="not an http or https URL"):
@@ -105,6 +126,8 @@ def test_redirects_are_followed_where_asked_and_checked_each(url: str) -> None:
     [
         "10.1.2.3",
         "127.0.0.1",
+        "localhost",
+        "2130706433",
         "169.254.169.254",
         "192.168.0.1",
         "172.16.0.1",

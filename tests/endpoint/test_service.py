@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adapter.endpoint import Service, path
-from adapter.endpoint.service import endpoints_of, stores_assets, volume_environment
+from adapter.endpoint.service import endpoints_of, stores_assets, volume_environment, volume_path
 from adapter.endpoint.types import File
 from adapter.exceptions import InvalidArgument
 
@@ -53,6 +53,37 @@ def test_methods_become_endpoints_in_order() -> None:
     assert infer.output(output=["a"]).model_dump()["output"] == ["a"]
 
 
+class Loaded(Complete):
+    """What `setup` keeps, and what a property works out of it, is nobody's endpoint."""
+
+    def setup(self) -> None:
+        self.encode = [].append  # a method of something else
+        self.generate = Complete().second_one
+
+    @property
+    def device(self) -> str:
+        raise RuntimeError("setup() has not run yet")
+
+    @classmethod
+    def make(cls, number: int) -> str:
+        return cls.__name__
+
+    alias = Complete.second_one
+
+
+def test_methods_of_the_class_alone_are_endpoints() -> None:
+    service = Loaded()
+    before = endpoints_of(service)
+    assert [(e.method, e.path) for e in before][2:] == [
+        ("alias", "/alias"),
+        ("aside", "/own/path"),
+        ("make", "/make"),
+        ("second_one", "/second-one"),
+    ]
+    service.setup()
+    assert [e.method for e in endpoints_of(service)] == [e.method for e in before]
+
+
 def no_annotation(self, text) -> str:  # type: ignore[no-untyped-def]
     return str(text)
 
@@ -73,6 +104,14 @@ def many(self: Any, *texts: str) -> str:
     return ""
 
 
+def positional(self: Any, text: str, /) -> str:
+    return ""
+
+
+def many_files(self: Any, *files: File) -> str:
+    return ""
+
+
 def undescribed(self: Any, text: complex | Any) -> slice:
     return slice(0)
 
@@ -88,13 +127,15 @@ def form(self: Any, file: File, count: int) -> str:
         ({"other": no_annotation}, "begins with an underscore"),
         ({"infer": no_return}, "does not say what it returns"),
         ({"infer": no_argument}, "takes no argument"),
-        ({"infer": unknown}, "annotations of unknown.. cannot be read: NameError"),
+        ({"infer": unknown}, "annotations of infer.. cannot be read: NameError"),
         ({"infer": many}, r"takes \*texts"),
+        ({"infer": positional}, "takes text: .*str.* by position only"),
         ({"infer": undescribed}, "pydantic cannot describe"),
         ({"infer_form_data": form}, "needs a path of its own"),
         ({"infer_form_data": path("/infer")(form)}, "needs a path of its own"),
         ({"infer_form_data": path("/form")(form)}, "'count: .*int' is neither"),
         ({"infer_form_data": path("/form")(no_argument)}, "takes no argument"),
+        ({"infer_form_data": path("/form")(many_files)}, r"takes \*files"),
         ({"other": path("/healthcheck")(many)}, "takes"),
         ({"other": path("/infer")(lambda self, text: "")}, "says no type"),
     ],
@@ -126,3 +167,5 @@ def test_the_volume_is_named_by_the_environment() -> None:
         "TORCH_HOME": "/v/torch_home",
     }
     assert volume_environment({})["TORCH_HOME"] == "/adapter/cache/torch_home"
+    assert volume_path({"ADAPTER_VOLUME_PATH": "/v"}) == "/v"
+    assert volume_path({}) == "/adapter/cache"

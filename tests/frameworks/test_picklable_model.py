@@ -15,11 +15,13 @@ import pytest
 from adapter import models
 from adapter.exceptions import AlreadyExists, InvalidArgument, MissingDependencyException, NotFound, StateException
 from adapter.frameworks import picklable_model, sklearn
-from adapter.frameworks.base import Framework, Tensors
+from adapter.frameworks.base import Framework
+from adapter.frameworks.trial import Tensors, Trial
 from adapter.model import Model, ModelInfo, Parameter, Signature
 from adapter.runnable import signatures, supports_gpu, supports_threads
 from adapter.tag import Tag
 from adapter.tensor import TensorSpec
+from tests.frameworks.conftest import Call, Serve
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +266,7 @@ class Texts(Framework):
         if model == ["library"]:
             import no_such_library  # type: ignore[import-not-found]  # noqa: F401
 
-    def save(self, model: Any, folder: Path) -> dict[str, Any]:
+    def save(self, model: Any, folder: Path, **options: Any) -> dict[str, Any]:
         (folder / "words.txt").write_text("\n".join(model))
         return {"words": len(model)}
 
@@ -275,7 +277,7 @@ class Texts(Framework):
     def call(self, native: Any, method: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         return np.array([native.count(word) for word in args[0]])
 
-    def tensors(self, native: Any, method: str, sample: Any) -> Tensors | None:
+    def tensors(self, native: Any, method: str, trial: Trial) -> Tensors | None:
         return (TensorSpec("int64", (1,), "value"),), (TensorSpec("int64", (1,), "output_0"),)
 
 
@@ -320,3 +322,35 @@ def test_load_model_when_another_process_saved_a_class_of_its_script(tmp_path: P
     )
     subprocess.run([sys.executable, str(script)], check=True)
     assert picklable_model.load_model("tripler")(2) == 6
+
+
+# ---- served by a real engine ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def call(serve_models: Serve) -> Call:
+    # the code of this module goes along, for a worker cannot import it
+    here = [sys.modules[__name__]]
+    rows = np.ones((2, 3))
+    return serve_models(
+        picklable_model.save_model(
+            "doubler", Doubler(), signatures={"__call__": {"batchable": True}}, sample=rows, external_modules=here
+        ),
+        picklable_model.save_model("words", Doubler(), signatures={"add": {}, "words": {}}, external_modules=here),
+        picklable_model.save_model("above", lambda x, strict=True: bool(x > 3) if strict else bool(x >= 3)),
+    )
+
+
+def test_served_object_takes_tensors_where_a_sample_told_them(call: Call) -> None:
+    assert np.array_equal(call("doubler", "__call__", [[1, 2, 3]]), [[2, 4, 6]])
+    with pytest.raises(InvalidArgument, match=r"shape \(-1, 3\)"):
+        call("doubler", "__call__", [[1, 2]])
+
+
+def test_served_object_takes_anything_else_as_it_is(call: Call) -> None:
+    assert call("words", "words", "a ž") == ["a", "ž"]
+    assert np.array_equal(call("words", "add", [1, 2], more=2), [3, 4])
+
+
+def test_served_function_closes_over_what_it_needs(call: Call) -> None:
+    assert [call("above", "__call__", 3), call("above", "__call__", 3, strict=False)] == [False, True]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier
@@ -28,11 +29,12 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from adapter import models
-from adapter.exceptions import InvalidArgument
+from adapter.exceptions import InvalidArgument, RemoteException
 from adapter.frameworks import sklearn
-from adapter.model import Parameter, Signature
+from adapter.model import Model, Parameter, Signature
 from adapter.runnable import supports_threads
 from adapter.tensor import TensorSpec
+from tests.frameworks.conftest import Call, Serve
 
 X, Y = load_iris(return_X_y=True)
 NAMES = ["a", "b", "c", "d"]
@@ -91,6 +93,20 @@ def test_save_model_when_no_signature_is_given() -> None:
         (GridSearchCV(SVC(), {"C": [1, 2]}, cv=2).fit(X, Y), "predict", ("X", "float64", (-1, 4)), [("int64", (-1,))]),
         (DecisionTreeClassifier().fit(FRAME, Y), "predict", ("X", "float64", (-1, 4)), [("int64", (-1,))]),
         (SVC().fit(X, Y > 1), "predict", ("X", "float64", (-1, 4)), [("bool", (-1,))]),
+        # it has a part whose predict may return a pair
+        (
+            GradientBoostingRegressor(n_estimators=2).fit(X, Y),
+            "predict",
+            ("X", "float64", (-1, 4)),
+            [("float64", (-1,))],
+        ),
+        # returns a list of arrays
+        (
+            MultiOutputClassifier(DecisionTreeClassifier()).fit(X, np.c_[Y, Y > 1]),
+            "predict_proba",
+            ("X", "float64", (-1, 4)),
+            [("float64", (-1, 3)), ("float64", (-1, 2))],
+        ),
         # labels that are text do not matter to their probabilities
         (
             DecisionTreeClassifier().fit(X, Y.astype(str)),
@@ -121,7 +137,6 @@ def test_save_model_when_the_method_takes_numbers(
         (make_pipeline(ColumnTransformer([("a", "passthrough", ["a"])]), SVC()).fit(MIXED, Y), "predict"),
         (HistGradientBoostingClassifier(max_iter=2).fit(MIXED.astype({"color": "category"}), Y), "predict"),
         (StandardScaler().set_output(transform="pandas").fit(X), "transform"),  # returns a data frame
-        (MultiOutputClassifier(DecisionTreeClassifier()).fit(X, np.c_[Y, Y]), "predict_proba"),  # returns a list
         (GaussianProcessRegressor().fit(X[::9], Y[::9]), "predict"),  # return_std=True returns a pair
         (make_pipeline(StandardScaler(), GaussianProcessRegressor()).fit(X[::9], Y[::9]), "predict"),
         (KNeighborsClassifier().fit(X, Y), "kneighbors"),  # return_distance=False returns one
@@ -146,6 +161,8 @@ def test_save_model_when_the_method_cannot_be_typed(model: Any, method: str) -> 
         (StandardScaler().fit(FRAME), FRAME[:3].astype("float32"), "float32", "float32"),
         (StandardScaler().fit(X), X[:3].tolist(), "float64", "float64"),
         (FunctionTransformer().fit(X), X.astype("int32"), "int32", "int32"),
+        (FunctionTransformer().fit(X), (X.astype("int32"),), "int32", "int32"),
+        (FunctionTransformer().fit(X), {"X": X.astype("int32")}, "int32", "int32"),
     ],
 )
 def test_save_model_when_a_sample_is_given(model: Any, sample: Any, inputs: str, outputs: str) -> None:
@@ -263,3 +280,95 @@ def test_get_when_sklearn_is_not_imported() -> None:
     expected = "MissingDependencyException: scikit-learn is not installed, and adapter.sklearn needs it"
     assert len(lines) == 2
     assert all(line.startswith(expected) for line in lines)
+
+
+def test_load_model_when_another_version_saved_it(caplog: pytest.LogCaptureFixture) -> None:
+    model = sklearn.save_model("iris_clf:v1", SVC().fit(X, Y))
+    context = {"framework_versions": {"scikit-learn": "0.24.2", "numpy": np.__version__}, "python_version": "3.7.1"}
+    here = model.info.context["framework_versions"]["scikit-learn"], model.info.context["python_version"]
+    sklearn.load_model(model)
+    assert caplog.text == ""
+    sklearn.load_model(Model(dataclasses.replace(model.info, context=context), model.folder))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"The model iris_clf:v1 was saved with scikit-learn 0.24.2 (here it is {here[0]}) and Python 3.7.1 (here it is "
+        f"{here[1]}): it may fail to load or give other results, so install what it was saved with, or save it again "
+        "with what is here."
+    )
+
+
+def test_save_model_when_a_step_is_of_another_library() -> None:
+    import xgboost
+
+    native = make_pipeline(StandardScaler(), xgboost.XGBClassifier(n_estimators=1)).fit(X, Y)
+    versions = sklearn.save_model("m", native).info.context["framework_versions"]
+    assert set(versions) == {"numpy", "scikit-learn", "xgboost-cpu"}
+    assert versions["xgboost-cpu"] == xgboost.__version__
+
+
+def test_save_model_when_it_was_fitted_on_a_frame_needs_pandas() -> None:
+    assert "pandas" in sklearn.save_model("m", SVC().fit(FRAME, Y)).info.context["framework_versions"]
+
+
+# ---- served by a real engine ----------------------------------------------------------------------------------------
+
+BATCHED = {"batchable": True}
+TEXTS = np.array(["a good film", "a bad film", "good", "so bad", "good film", "bad, bad"], dtype=object)
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "classifier": (
+        make_pipeline(StandardScaler(), LogisticRegression()).fit(FRAME, np.array(["x", "y", "z"])[Y]),
+        {"predict": BATCHED, "predict_proba": BATCHED, "decision_function": BATCHED},
+    ),
+    "mixed": (
+        make_pipeline(
+            ColumnTransformer([("color", OneHotEncoder(), ["color"])], remainder="passthrough"), LinearRegression()
+        ).fit(MIXED, Y),
+        {"predict": BATCHED},
+    ),
+    "words": (TfidfVectorizer().fit(TEXTS), {"transform": BATCHED}),
+    "several": (
+        RandomForestClassifier(3, random_state=0).fit(X, np.c_[Y, Y > 1]),
+        {"predict": BATCHED, "predict_proba": BATCHED},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def call(serve_models: Serve) -> Call:
+    return serve_models(*(sklearn.save_model(n, m, signatures=s) for n, (m, s) in MODELS.items()))
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
+@pytest.mark.parametrize("rows", [X, X[:1], FRAME, FRAME[::-1]], ids=["array", "row", "frame", "reversed frame"])
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+def test_served_classifier_with_labels_that_are_text(call: Call, rows: Any, method: str) -> None:
+    expected = getattr(MODELS["classifier"][0], method)(rows)
+    found = call("classifier", method, rows)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert np.array_equal(found, expected) if method == "predict" else np.allclose(found, expected, rtol=1e-12)
+
+
+def test_served_pipeline_on_a_frame_of_mixed_columns(call: Call) -> None:
+    assert np.allclose(call("mixed", "predict", MIXED), MODELS["mixed"][0].predict(MIXED), rtol=1e-12)
+
+
+def test_served_transformer_whose_result_is_sparse(call: Call) -> None:
+    found = call("words", "transform", TEXTS)
+    assert np.array_equal(found, MODELS["words"][0].transform(TEXTS).toarray())
+    assert call("words", "transform", TEXTS[:1].tolist()).shape == (1, 4)
+
+
+def test_served_classifier_with_several_outputs(call: Call) -> None:
+    native = MODELS["several"][0]
+    assert np.array_equal(call("several", "predict", X), native.predict(X))
+    found = call("several", "predict_proba", X)
+    assert type(found) is tuple
+    for one, expected in zip(found, native.predict_proba(X), strict=True):
+        assert np.allclose(one, expected, rtol=1e-12)
+
+
+def test_served_classifier_when_a_column_is_missing(call: Call) -> None:
+    with pytest.raises(InvalidArgument, match=r"shape \(-1, 4\)"):
+        call("classifier", "predict_proba", X[:, :3])
+    with pytest.raises(RemoteException, match="feature names"):
+        call("classifier", "predict_proba", FRAME.rename(columns={"a": "other"}))

@@ -13,7 +13,7 @@ import pytest
 import adapter
 from adapter.io import JSON, Text
 from adapter.testing import TestClient
-from adapter.triton.client import deadline
+from adapter.triton.request import deadline
 
 
 class Panic(BaseException):

@@ -23,7 +23,7 @@ from adapter.settings import Access
 _SAY = """
 import logging, sys, warnings
 from adapter.server import logs
-from adapter.triton.client import request_id
+from adapter.triton.request import request_id
 logs.set_up("api:3", format=sys.argv[1], level=sys.argv[2])
 logger = logging.getLogger("adapter.server")
 logger.info("made %s", "ready")

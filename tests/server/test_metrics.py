@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapter.exceptions import ConfigException
-from adapter.server.metrics import ServerMetrics, duration_buckets, merged
+from adapter.server.metrics import ServerMetrics, duration_buckets
 from adapter.settings import Duration, Metrics
 
 Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -227,9 +227,3 @@ def test_the_page_is_there_when_the_engine_has_gone() -> None:
     with _engine() as address:
         pass
     assert "Connection refused" in _page(address)
-
-
-def test_merged_leaves_out_what_is_there() -> None:
-    page = "# HELP a A.\n# TYPE a gauge\na 1\n"
-    other = '# HELP b B.\n# TYPE b gauge\nb 1\n\n# HELP a A.\n# TYPE a gauge\na 2\na{x="y"} 2\n# TYPE c gauge\nc 3\n'
-    assert merged(page, other) == "# HELP b B.\n# TYPE b gauge\nb 1\n# TYPE c gauge\nc 3\n"

@@ -64,11 +64,15 @@ def test_no_more_threads_than_asked_for_and_none_before_they_are_needed() -> Non
     run(main, count=3)
 
 
-def test_stop_iteration_is_an_error_of_the_function_and_no_hang() -> None:
-    async def main(threads: Threads) -> Any:
-        return await threads.run(next, iter(()))
+@pytest.mark.parametrize("kind", [StopIteration, SystemExit, KeyboardInterrupt])
+def test_what_would_end_the_loop_is_an_error_of_the_function(kind: type[BaseException]) -> None:
+    def work() -> None:
+        raise kind
 
-    with pytest.raises(RuntimeError, match="StopIteration"):
+    async def main(threads: Threads) -> Any:
+        return await asyncio.create_task(threads.run(work))
+
+    with pytest.raises(RuntimeError, match=kind.__name__):
         run(main)
 
 

@@ -5,6 +5,7 @@ import http.server
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -265,3 +266,41 @@ def test_start_says_what_to_install() -> None:
     assert done.stderr.strip().endswith(
         "OpenTelemetry is not installed, and tracing needs it: run `pip install 'triton-adapter[tracing]'`."
     )
+
+
+def test_spans_of_a_stream_last_until_its_end_and_are_nobodys_parents() -> None:
+    traces = _Traces()
+    ended = []
+
+    async def values() -> AsyncIterator[int]:
+        with (
+            traces.tracer.call("speaker", "words").apart() as call,
+            traces.tracer.flight("speaker.stream", [call.link]).apart() as flight,
+        ):
+            assert flight.metadata
+            try:
+                for i in range(3):
+                    yield i
+            finally:
+                ended.append("values")
+
+    async def step(stream: AsyncIterator[int]) -> int:
+        return await anext(stream)
+
+    async def main() -> None:
+        with traces.tracer.request(_scope(), "/classify"):
+            stream = values()
+            for _ in range(2):  # each step in a context of its own, as the server makes them
+                await asyncio.create_task(step(stream))
+            with traces.tracer.call("other", "m"):
+                ended.append("other")
+            await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    asyncio.run(main())
+    assert ended == ["other", "values"]
+    spans = traces.spans()
+    top, call, flight, other = (
+        _ids(spans[name]) for name in ("POST /classify", "speaker.words", "ModelInfer speaker.stream", "other.m")
+    )
+    assert [call[2], other[2], flight[2]] == [top[1], top[1], call[1]]
+    assert spans["speaker.words"].status.status_code is StatusCode.UNSET  # a reader that has enough is no error

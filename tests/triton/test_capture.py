@@ -280,6 +280,37 @@ class R(Runnable):
     assert called(tmp_path / "repository" / "s.r" / "1", "f", 1) == 2
 
 
+def test_runnable_of_a_notebook_is_exported(tmp_path: Path) -> None:
+    """Its cells are no file: `__main__` of a program that comes from standard input is the same."""
+    cells = """
+from dataclasses import dataclass
+from pathlib import Path
+import adapter
+from adapter.triton.export import plan, write
+FACTOR = 3
+@dataclass
+class Row:
+    number: int
+def helper(row):
+    return row.number * FACTOR
+class R(adapter.Runnable):
+    def __init__(self, plus):
+        self.plus = plus
+    @adapter.Runnable.method
+    def f(self, row: Row) -> int:
+        return helper(row) + self.plus
+runner = adapter.Runner(R, runnable_init_params={"plus": 1}, warmup=Row(1))
+svc = adapter.Service("notebook", runners=[runner])
+runner.init_local(quiet=True)
+assert runner.run(Row(2)) == 7
+runner.destroy()
+write(plan(svc, folder=Path(".")), Path("repository"))
+"""
+    done = subprocess.run([sys.executable, "-"], input=cells, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert called(tmp_path / "repository" / "notebook.r" / "1", "f", {"number": 4}) == 13
+
+
 def test_class_typed_at_a_prompt_is_captured(tmp_path: Path) -> None:
     space: dict[str, Any] = {"__name__": "__main__", "Runnable": Runnable}
     source = "class R(Runnable):\n    @Runnable.method\n    def f(self, x):\n        return x + {0}\n"

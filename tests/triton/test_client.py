@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -14,9 +15,19 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 import adapter
-from adapter.exceptions import ServiceUnavailable
+from adapter import payload
+from adapter.exceptions import (
+    AdapterError,
+    ClientGone,
+    DeadlineExceeded,
+    RemoteException,
+    ServiceUnavailable,
+    TooManyRequests,
+)
+from adapter.method import MethodSpec
 from adapter.triton.client import TritonClient, TritonTransport
 from adapter.triton.config import INTERFACE
+from adapter.triton.request import SentId, deadline, request_id
 
 
 class Twice(adapter.Runnable):
@@ -30,9 +41,30 @@ class Twice(adapter.Runnable):
 class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # tritonclient has no types
     """As much of Triton as the client asks, with one entry of four instances."""
 
-    def __init__(self, interface: str, *, stub_died: bool = False) -> None:
+    def __init__(self, interface: str, *, stub_died: bool = False, refusal: str = "") -> None:
         self._interface = interface
+        self._refusal = refusal
         self._stub_died = stub_died
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        """Answer as the worker does: so many values, no further ahead than there is leave for."""
+        self.streams: list[dict[str, Any]] = []
+        allowed, values = 32, 0
+        async for request in requests:
+            self.streams.append(
+                {k: getattr(v, v.WhichOneof("parameter_choice")) for k, v in request.parameters.items()}
+            )
+            if "leave" in request.parameters:
+                allowed = int(self.streams[-1]["leave"].split()[0])
+            while values < min(allowed, 100):
+                values += 1
+                answer = pb.ModelStreamInferResponse()
+                answer.infer_response.raw_output_contents.append(payload.encode(values))
+                yield answer
+            if values == 100:
+                answer = pb.ModelStreamInferResponse(error_message=self._refusal)
+                answer.infer_response.parameters["triton_final_response"].bool_param = True
+                yield answer
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return pb.ModelReadyResponse(ready=True)
@@ -44,19 +76,23 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         return answer
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.remaining = context.time_remaining()
         if self._stub_died:
             await context.abort(grpc.StatusCode.INTERNAL, "Stub process 'e_0' is not healthy.")
-        return pb.ModelInferResponse(model_name=request.model_name)
+        if self._refusal:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, self._refusal)
+        return pb.ModelInferResponse(model_name=request.model_name, raw_output_contents=[payload.encode([1.0])])
 
 
 @contextlib.asynccontextmanager
-async def triton(port: int, *args: Any, **options: Any) -> AsyncIterator[None]:
+async def triton(port: int, *args: Any, **options: Any) -> AsyncIterator[Triton]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Triton(*args, **options), server)
+    made = Triton(*args, **options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(made, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
-        yield
+        yield made
     finally:
         await server.stop(0)
 
@@ -92,6 +128,74 @@ def test_triton_that_was_started_again_is_ready_without_a_call() -> None:
     asyncio.run(main())
 
 
+def test_worker_that_keeps_dying_is_not_ready_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapter.triton.client._BELIEVED_S", 0.2)
+
+    async def main() -> None:
+        port = free_port()
+        client = TritonClient(f"127.0.0.1:{port}")
+        expected = transport_of(client).interfaces
+        text = "[503 ServiceUnavailable] The process that runs this model keeps dying; the next one starts in 5 s."
+        async with triton(port, expected["e"], refusal=text):
+            assert await client.not_ready(expected) == ""
+            with pytest.raises(ServiceUnavailable):
+                await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
+            assert "keeps dying" in await client.not_ready(expected)
+            await asyncio.sleep(0.3)
+            assert await client.not_ready(expected) == ""  # the next call tells
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_refused_entry_fails_at_once_and_others_do_not() -> None:
+    async def main() -> None:
+        port = free_port()
+        client = TritonClient(f"127.0.0.1:{port}")
+        async with triton(port, "x"):
+            client.refuse({"e": "It is being started again."})
+            with pytest.raises(ServiceUnavailable, match="It is being started again") as caught:
+                await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
+            assert caught.value.retry_after == 1
+            await client.infer(pb.ModelInferRequest(model_name="other"), [], 5)
+            client.refuse({})
+            await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_errors_of_an_entry_that_is_looked_after_leave_it_ready() -> None:
+    """They may come after it was loaded anew, and no other call need follow."""
+
+    async def main() -> None:
+        port = free_port()
+        client = TritonClient(f"127.0.0.1:{port}")
+        expected = transport_of(client).interfaces
+        client.refuse({})
+        async with triton(port, expected["e"], stub_died=True):
+            with pytest.raises(ServiceUnavailable):
+                await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
+            assert await client.not_ready(expected) == ""
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_client_that_has_moved_calls_the_other_triton() -> None:
+    async def main() -> None:
+        before, after = free_port(), free_port()
+        client = TritonClient(f"127.0.0.1:{before}")
+        async with triton(before, "x", stub_died=True), triton(after, "x"):
+            with pytest.raises(ServiceUnavailable):
+                await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
+            client.move(f"127.0.0.1:{after}")
+            await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
+        await client.close()
+
+    asyncio.run(main())
+
+
 def test_instances_of_a_triton_that_is_started_later_are_all_kept_busy() -> None:
     async def main() -> None:
         port = free_port()
@@ -104,3 +208,106 @@ def test_instances_of_a_triton_that_is_started_later_are_all_kept_busy() -> None
         await client.close()
 
     asyncio.run(main())
+
+
+def test_what_is_left_of_the_requests_time_is_the_deadline_of_the_call() -> None:
+    async def main() -> None:
+        port = free_port()
+        client = TritonClient(f"127.0.0.1:{port}")
+        transport = transport_of(client)
+        async with triton(port, "") as server:
+            deadline.set(time.monotonic() + 20)
+            method = transport._routes["run"].method
+            assert await transport.async_run(method, [[1.0]], {}) == [1.0]
+            assert 10 < server.remaining <= 20
+        await client.close()
+
+    asyncio.run(main())
+
+
+class Counter(adapter.Runnable):
+    @adapter.Runnable.method
+    def numbers(self, count: int) -> Iterator[int]:
+        yield from range(count)
+
+
+def counter_of(client: TritonClient) -> tuple[TritonTransport, MethodSpec]:
+    spec = adapter.Runner(Counter, name="counter").spec
+    return TritonTransport(client, spec, {"numbers": "e"}), spec.methods["numbers"]
+
+
+def test_stream_lets_the_worker_go_on_as_its_values_are_read() -> None:
+    async def main() -> None:
+        port = free_port()
+        client = TritonClient(f"127.0.0.1:{port}")
+        transport, method = counter_of(client)
+        async with triton(port, "") as server:
+            values = transport.async_stream(method, [100], {})
+            assert [await anext(values) for _ in range(15)] == list(range(1, 16))
+            await asyncio.sleep(0.1)
+            assert len(server.streams) == 1
+            assert [value async for value in values] == list(range(16, 101))
+            told = [s["leave"].split()[0] for s in server.streams[1:]]
+            assert told[:5] == ["48", "64", "80", "96", "112"]
+            assert len({s["stream"] for s in server.streams}) == 1
+        await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("[429 TooManyRequests] enough", TooManyRequests),
+        ("Request for unknown model: 'e' is not found", ServiceUnavailable),
+        ("Stub process 'e_0' is not healthy.", ServiceUnavailable),
+        ("something else", RemoteException),
+    ],
+)
+def test_error_of_a_stream_is_adapters_own(said: str, error: type[AdapterError]) -> None:
+    async def main() -> None:
+        port = free_port()
+        client = TritonClient(f"127.0.0.1:{port}")
+        transport, method = counter_of(client)
+        async with triton(port, "", refusal=said):
+            values = transport.async_stream(method, [100], {})
+            assert [await anext(values) for _ in range(100)] == list(range(1, 101))
+            with pytest.raises(error):
+                await anext(values)
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_stream_ends_when_its_entry_is_refused_its_client_goes_or_its_time_is_over() -> None:
+    async def main() -> None:
+        port = free_port()
+        client = TritonClient(f"127.0.0.1:{port}")
+        transport, method = counter_of(client)
+        async with triton(port, ""):
+            request_id.set(SentId("x"))
+            streams = [transport.async_stream(method, [100], {}) for _ in range(2)]
+            request_id.set(SentId("x"))
+            streams.append(transport.async_stream(method, [100], {}))
+            for stream in streams:
+                assert await anext(stream) == 1
+            client.abandon(request_id.get())
+            with pytest.raises(ClientGone):
+                await taken(streams[2])
+            client.refuse({"e": "The process of e died."})
+            for stream in (*streams[:2], transport.async_stream(method, [100], {})):
+                with pytest.raises(ServiceUnavailable, match=r"The process of e died\."):
+                    await taken(stream)
+            client.refuse({})
+            deadline.set(time.monotonic() - 1)
+            with pytest.raises(DeadlineExceeded):
+                await taken(transport.async_stream(method, [100], {}))
+            deadline.set(None)
+            assert len(await taken(transport.async_stream(method, [100], {}))) == 100
+        await client.close()
+
+    asyncio.run(main())
+
+
+async def taken(values: AsyncIterator[Any]) -> list[Any]:
+    return [value async for value in values]

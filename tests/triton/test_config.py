@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from adapter.method import MethodSpec, methods_of
 from adapter.model import BatchingConfig
 from adapter.runnable import Runnable
-from adapter.triton.config import BLOB, INTERFACE, Entry, Placement, method_record, model_config, to_text
+from adapter.triton.config import BLOB, INTERFACE, Entry, method_record, model_config, to_text
+from adapter.triton.placement import Group, Placement
 
 ROWS = ("float32", (-1, 4))
 
@@ -45,7 +47,7 @@ METHODS = methods_of(Methods, lambda name: LIMITS.get(name, BatchingConfig()))
 
 
 def entry(*methods: str, name: str = "s.r", placement: Placement | None = None) -> Entry:
-    return Entry(name, "r", tuple(METHODS[m] for m in methods), placement or Placement(2))
+    return Entry(name, "r", tuple(METHODS[m] for m in methods), placement or Placement((Group(2),)))
 
 
 def read(given: Entry) -> pb.ModelConfig:
@@ -110,17 +112,30 @@ def test_entry_that_is_not_batchable_says_so_in_the_file() -> None:
     assert not config.HasField("dynamic_batching")
 
 
+def test_instances_are_placed() -> None:
+    def groups(*given: Group) -> list[tuple[str, str, int, list[int]]]:
+        found = read(entry("plain", placement=Placement(given))).instance_group
+        return [(g.name, pb.ModelInstanceGroup.Kind.Name(g.kind), g.count, list(g.gpus)) for g in found]
+
+    assert groups(Group()) == [("s.r", "KIND_CPU", 1, [])]
+    assert groups(Group(3, environment={"OMP_NUM_THREADS": "1"})) == [("s.r", "KIND_CPU", 3, [])]
+    assert groups(Group(1, (0, 1))) == [("s.r", "KIND_GPU", 1, [0, 1])]
+    assert groups(Group(2, environment={"CUDA_VISIBLE_DEVICES": "0,1"}), Group(1, (2,))) == [
+        ("s.r_0", "KIND_MODEL", 2, []),
+        ("s.r_1", "KIND_GPU", 1, [2]),
+    ]
+
+
 @pytest.mark.parametrize(
-    ("placement", "kind", "count", "gpus"),
-    [
-        (Placement(), "KIND_CPU", 1, []),
-        (Placement(3, threads=1), "KIND_CPU", 3, []),
-        (Placement(1, gpus=(0, 1)), "KIND_GPU", 1, [0, 1]),
-    ],
+    ("methods", "waits", "expected"),
+    [(["batched"], [2.5], 2500), (["batched", "typed"], [5, 1], 1000), (["batched", "typed"], [5, 0], 0)],
 )
-def test_instances_are_placed(placement: Placement, kind: str, count: int, gpus: list[int]) -> None:
-    (group,) = read(entry("plain", placement=placement)).instance_group
-    assert (pb.ModelInstanceGroup.Kind.Name(group.kind), group.count, list(group.gpus)) == (kind, count, gpus)
+def test_requests_wait_no_longer_than_any_method_allows(methods: list[str], waits: list[float], expected: int) -> None:
+    limits = {m: BatchingConfig(max_wait_ms=w) for m, w in zip(methods, waits, strict=True)}
+    specs = tuple(methods_of(Methods, lambda name: limits.get(name, BatchingConfig()))[m] for m in methods)
+    config = read(Entry("s.r", "r", specs))
+    assert config.dynamic_batching.max_queue_delay_microseconds == expected
+    assert not config.dynamic_batching.HasField("default_queue_policy")
 
 
 def test_text_is_the_same_each_time() -> None:
@@ -170,7 +185,7 @@ def test_interface_changes_with_what_a_front_must_know(options: Any) -> None:
 
 
 def test_interface_stays_when_name_or_placement_changes() -> None:
-    assert entry("typed").interface == entry("typed", name="other", placement=Placement(9)).interface
+    assert entry("typed").interface == entry("typed", name="other", placement=Placement((Group(9),))).interface
 
 
 def test_method_record_can_be_read_again() -> None:
@@ -183,3 +198,34 @@ def test_method_record_can_be_read_again() -> None:
         "max_batch_size": 8,
         "max_latency_ms": 500,
     }
+
+
+class Streaming(Runnable):
+    @Runnable.method(input_spec={"x": ROWS}, output_spec=ROWS)
+    def rows(self, x: Any) -> Any:
+        yield x
+
+    @Runnable.method
+    async def words(self, text: str) -> Any:
+        yield text
+
+
+def test_entry_of_generators_answers_by_streams_of_blobs() -> None:
+    methods = methods_of(Streaming, lambda name: BatchingConfig())
+    for some in (("rows", "words"), ("rows",)):
+        entry = Entry("e", "r", tuple(methods[name] for name in some))
+        config = model_config(entry)
+        assert not entry.typed
+        assert config.model_transaction_policy.decoupled
+        assert [(t.name, t.data_type, list(t.dims)) for t in (*config.input, *config.output)] == [
+            (BLOB, pb.TYPE_UINT8, [-1])
+        ] * 2
+        assert config.max_batch_size == 0
+        assert not config.HasField("dynamic_batching")
+        assert [method_record(m)["stream"] for m in entry.methods] == [True] * len(some)
+
+
+def test_front_that_expects_no_stream_sees_another_interface() -> None:
+    method = methods_of(Streaming, lambda name: BatchingConfig())["words"]
+    as_function = dataclasses.replace(method, stream=False)
+    assert Entry("e", "r", (method,)).interface != Entry("e", "r", (as_function,)).interface

@@ -24,8 +24,7 @@ from adapter.runnable import Runnable
 from adapter.runner import Runner
 from adapter.services import Service
 from adapter.tag import Tag
-from adapter.triton.config import Placement
-from adapter.triton.export import Machine, PlannedEntry, Written, placement, plan, runtime_zip, write
+from adapter.triton.export import PlannedEntry, Written, plan, runtime_zip, write
 from adapter.triton.manifest import FILE, Manifest
 from adapter.triton.spec import EntrySpec
 from tests.triton.project import MACHINE, Project, called
@@ -91,38 +90,6 @@ class Threads(Echo):
     SUPPORT_CPU_MULTI_THREADING = True
 
 
-class Gpu(Echo):
-    SUPPORT_NVIDIA_GPU = True
-
-
-@pytest.mark.parametrize(
-    ("cls", "options", "machine", "expected"),
-    [
-        (Echo, {}, Machine(4, 0), Placement(4, threads=1)),
-        (Echo, {"cpu": 2}, Machine(4, 0), Placement(2, threads=1)),
-        (Echo, {"cpu": 0.5}, Machine(4, 0), Placement(1, threads=1)),
-        (Echo, {"cpu": 8}, Machine(4, 0), Placement(8, threads=1)),
-        (Threads, {}, Machine(4, 0), Placement(1, threads=4)),
-        (Threads, {"cpu": 2.5}, Machine(4, 0), Placement(1, threads=3)),
-        (Echo, {"nvidia_gpu": 1}, Machine(4, 2), Placement(4, threads=1)),
-        (Gpu, {"nvidia_gpu": 1}, Machine(4, 2), Placement(1, gpus=(0,))),
-        (Gpu, {"gpu": 2}, Machine(4, 2), Placement(1, gpus=(0, 1))),
-        (Gpu, {"nvidia_gpu": 0.5}, Machine(4, 2), Placement(1, gpus=(0,))),
-        (Gpu, {"nvidia_gpu": 4}, Machine(4, 2), Placement(1, gpus=(0, 1))),
-        (Gpu, {"nvidia_gpu": 0}, Machine(4, 2), Placement(4, threads=1)),
-        (Gpu, {"nvidia_gpu": 1}, Machine(4, 0), Placement(4, threads=1)),
-    ],
-)
-def test_instances_follow_what_is_asked_for_and_what_there_is(
-    cls: type[Runnable], options: Any, machine: Machine, expected: Placement
-) -> None:
-    assert placement(Runner(cls, **options).spec, machine) == expected
-
-
-def test_machine_is_read() -> None:
-    assert Machine.here().cpus >= 1
-
-
 def names(service: Service, folder: Path, **options: Any) -> list[str]:
     return [e.name for e in plan(service, folder=folder, machine=MACHINE, **options).entries]
 
@@ -135,6 +102,33 @@ def test_entries_are_named_after_service_and_runner_or_model_and_method(tmp_path
     service = Service("svc", runners=runners)
     assert names(service, tmp_path) == ["svc.echo", "exported.__call__"]
     assert names(service, tmp_path, prefix="team") == ["team.svc.echo", "team.exported.__call__"]
+
+
+def test_generators_have_an_entry_of_their_own_beside_other_methods(tmp_path: Path) -> None:
+    class Both(Runnable):
+        @Runnable.method
+        def whole(self) -> str:
+            return ""
+
+        @Runnable.method
+        def pieces(self) -> Iterator[str]:
+            yield ""
+
+        @Runnable.method
+        async def more(self) -> Any:
+            yield ""
+
+    class Pieces(Runnable):
+        @Runnable.method
+        def pieces(self) -> Iterator[str]:
+            yield ""
+
+    service = Service("s", runners=[Runner(Both, name="a"), Runner(Pieces, name="b")])
+    found = {p.name: [m.name for m in p.entry.methods] for p in plan(service, folder=tmp_path, machine=MACHINE).entries}
+    assert found == {"s.a": ["whole"], "s.a.stream": ["pieces", "more"], "s.b": ["pieces"]}
+    service = Service("s", runners=[Runner(Both, name="a"), Runner(Pieces, name="a.stream")])
+    with pytest.raises(ExportError, match=r"would both be the entry 's\.a\.stream'"):
+        plan(service, folder=tmp_path, machine=MACHINE)
 
 
 def test_plan_of_an_unchanged_service_is_equal(project: Project) -> None:

@@ -15,10 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.exceptions import AdapterError, DeadlineExceeded, InvalidArgument, RemoteException, ServiceUnavailable
+from adapter.exceptions import (
+    AdapterError,
+    ClientGone,
+    DeadlineExceeded,
+    InvalidArgument,
+    RemoteException,
+    ServiceUnavailable,
+)
 from adapter.mailbox import Mailbox
 from adapter.triton import lanes
 from adapter.triton.lanes import Call, Lane
+from adapter.triton.request import SentId
 
 
 @dataclass
@@ -268,6 +276,25 @@ def test_request_is_cancelled_when_its_last_caller_has_gone() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("retry", [True, False])
+def test_interrupted_requests_fail_or_are_sent_once_more(retry: bool) -> None:
+    async def main() -> None:
+        engine = Stuck()
+        lane = lane_to(engine, retry=retry)
+        tasks = [asyncio.create_task(result_of(lane, call(n))) for n in range(2)]
+        await asyncio.sleep(0.01)
+        lane.interrupt()
+        await asyncio.sleep(0.01)
+        assert engine.cancelled == 1
+        if retry:
+            assert [task.done() for task in tasks] == [False, False]  # each alone, and stuck again
+            lane.interrupt()
+        for error in await asyncio.gather(*tasks):
+            assert isinstance(error, ServiceUnavailable)
+
+    asyncio.run(main())
+
+
 def test_each_call_times_out_alone_with_the_error_of_its_own_limit() -> None:
     async def main() -> None:
         engine = Stuck()
@@ -438,3 +465,27 @@ def test_threads_wait_for_their_own_results_through_one_mailbox() -> None:
         return found
 
     assert asyncio.run(main()) == {n: "odd one out" if n % 10 == 0 else 2 * n for n in range(200)}
+
+
+def test_calls_of_a_client_that_has_gone_end_and_others_with_an_equal_id_do_not() -> None:
+    async def main() -> None:
+        engine = Engine(turns=1000)
+        lane = lane_to(engine)
+        ids = [SentId("x"), SentId("x")]
+        calls = [call(i, identity=identity) for i, identity in enumerate([ids[0], ids[1], ids[0]])]
+        results = [asyncio.create_task(result_of(lane, each)) for each in calls]
+        await asyncio.sleep(0.001)
+        assert engine.requests == [[0, 1, 2]]
+        lane.drop(ids[0])
+        await asyncio.sleep(0)
+        assert [result.done() for result in results] == [True, False, True]
+        assert isinstance(await results[0], ClientGone)
+        assert await results[1] == 2  # the request that it shared goes on
+        alone = asyncio.create_task(result_of(lane, call(3, identity=ids[0])))
+        await asyncio.sleep(0.001)
+        lane.drop(ids[0])
+        assert isinstance(await alone, ClientGone)
+        await asyncio.sleep(0)
+        assert engine.under_way == 0  # and this one was cancelled
+
+    asyncio.run(main())

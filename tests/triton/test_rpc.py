@@ -29,6 +29,8 @@ class Server:
         self.cancelled = asyncio.Event()
         self.reached = asyncio.Event()
         self.remaining: float | None = None
+        self.written = 0
+        self.over = asyncio.Event()
 
     async def echo(self, message: bytes, context: Any) -> bytes:
         return message
@@ -54,6 +56,17 @@ class Server:
         found: str = dict(context.invocation_metadata())[message.decode()]
         return found.encode()
 
+    async def chat(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Answer each message with as many of its first byte as its number says, of the size that it says."""
+        context.add_done_callback(lambda context: self.over.set())
+        async for message in messages:
+            count, size = (int(part) for part in message.split())
+            for i in range(count):
+                self.written = i + 1
+                yield bytes([i % 256]) * size
+            if not count:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no more")
+
     async def grow(self, message: bytes, context: Any) -> bytes:
         return b"x" * int(message)
 
@@ -64,6 +77,7 @@ async def serving(server: Server, *options: tuple[str, int], port: int = 0) -> A
         name.capitalize(): grpc.unary_unary_rpc_method_handler(getattr(server, name))
         for name in ("echo", "fail", "crash", "wait", "metadata", "grow")
     }
+    methods["Chat"] = grpc.stream_stream_rpc_method_handler(server.chat)
     made = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0), *options])
     made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", methods),))
     port = made.add_insecure_port(f"127.0.0.1:{port}")
@@ -85,11 +99,13 @@ def policy(request: pytest.FixtureRequest) -> Iterator[None]:
         asyncio.set_event_loop_policy(None)
 
 
-def with_server(test: Callable[[Channel, Server], Awaitable[None]], *options: tuple[str, int]) -> None:
+def with_server(
+    test: Callable[[Channel, Server], Awaitable[None]], *options: tuple[str, int], **channel_options: int
+) -> None:
     async def main() -> None:
         server = Server()
         async with serving(server, *options) as (_, port):
-            channel = Channel(f"127.0.0.1:{port}")
+            channel = Channel(f"127.0.0.1:{port}", **channel_options)  # type: ignore[arg-type]  # ssl is another option
             try:
                 await asyncio.wait_for(test(channel, server), 30)
             finally:
@@ -278,6 +294,146 @@ def test_closed_channel_refuses_calls() -> None:
             await channel.call(ECHO, [])
 
     with_server(test)
+
+
+def test_retired_channel_still_answers_what_is_under_way() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        await channel.call(ECHO, [b"connect"])
+        call = asyncio.create_task(channel.call("/test.Service/Grow", [b"20000000"]))
+        await asyncio.sleep(0)
+        channel.retire()
+        with pytest.raises(RpcError, match="was closed"):
+            await channel.call(ECHO, [])
+        assert len(await call) == 20_000_000
+        assert channel._connection is not None
+        await asyncio.wait_for(channel._connection.lost, 5)
+
+    with_server(test)
+
+
+def test_retired_channel_that_is_idle_or_was_never_used_ends_at_once() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        await channel.call(ECHO, [b"connect"])
+        channel.retire()
+        assert channel._connection is not None
+        await asyncio.wait_for(channel._connection.lost, 5)
+        unused = Channel("127.0.0.1:1")
+        unused.retire()
+        with pytest.raises(RpcError, match="was closed"):
+            await unused.call(ECHO, [])
+
+    with_server(test)
+
+
+# ---- streams ------------------------------------------------------------------------------------------------------
+
+CHAT = "/test.Service/Chat"
+WINDOW = 1 << 16
+
+
+async def rest_of(stream: rpc.Stream) -> list[bytes]:
+    found = []
+    while (message := await stream.receive()) is not None:
+        found.append(message)
+    return found
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 0), (3, 1), (1000, 100), (5, WINDOW - 5), (4, WINDOW), (3, 5_000_000)])
+def test_stream_gives_each_message_whole_and_in_order(count: int, size: int) -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        stream = await channel.stream(CHAT)
+        stream.send([b"%d " % count, b"%d" % size], last=True)
+        assert await rest_of(stream) == [bytes([i % 256]) * size for i in range(count)]
+        assert await stream.receive() is None
+
+    with_server(test, window=WINDOW)
+
+
+def test_messages_go_both_ways_while_a_stream_is_open() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        stream = await channel.stream(CHAT)
+        for size in (10, 200_000, 1):  # more than the window in all
+            stream.send([b"2 %d" % size])
+            assert [len(await stream.receive() or b"") for _ in range(2)] == [size, size]
+        stream.finish()
+        assert await stream.receive() is None
+
+    with_server(test, window=WINDOW)
+
+
+def test_long_message_of_the_client_waits_for_the_servers_window() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        stream = await channel.stream(CHAT)
+        stream.send([b"1 5", b" " * 3_000_000])
+        assert await stream.receive() == b"\0" * 5
+        stream.cancel()
+
+    with_server(test, window=WINDOW)
+
+
+def test_reader_that_is_slow_holds_the_server_back() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        stream = await channel.stream(CHAT)
+        stream.send([b"10000 10000"], last=True)
+        assert await stream.receive() is not None
+        await asyncio.sleep(0.5)
+        held = server.written
+        assert held < 1000  # what gRPC's own buffers take, beside the window
+        await asyncio.sleep(0.2)
+        assert server.written == held
+        assert await channel.call(ECHO, [b"x"]) == b"x"  # and nobody else
+        assert len(await rest_of(stream)) == 9_999
+
+    with_server(test, window=WINDOW)
+
+
+def test_error_in_the_middle_of_a_stream_comes_after_what_was_sent_before() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        stream = await channel.stream(CHAT)
+        stream.send([b"2 3"])
+        stream.send([b"0 0"])
+        assert [await stream.receive(), await stream.receive()] == [b"\0\0\0", b"\1\1\1"]
+        for _ in range(2):
+            with pytest.raises(RpcError, match="no more") as caught:
+                await stream.receive()
+            assert caught.value.code is Code.FAILED_PRECONDITION
+
+    with_server(test, window=WINDOW)
+
+
+def test_cancelled_stream_is_cancelled_at_the_server_and_hurts_no_other() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        other = await channel.stream(CHAT)
+        stream = await channel.stream(CHAT)
+        stream.send([b"1000000 1000"])
+        assert await stream.receive() is not None
+        stream.cancel()
+        await asyncio.wait_for(server.over.wait(), 5)
+        assert server.written < 1_000_000
+        with pytest.raises(RpcError) as caught:
+            await stream.receive()
+        assert caught.value.code is Code.CANCELLED
+        other.send([b"1 1"], last=True)
+        assert await rest_of(other) == [b"\0"]
+
+    with_server(test, window=WINDOW)
+
+
+def test_streams_end_with_their_connection() -> None:
+    async def test(channel: Channel, server: Server) -> None:
+        streams = [await channel.stream(CHAT) for _ in range(3)]
+        for stream in streams:
+            stream.send([b"1 1"])
+            assert await stream.receive() is not None
+        waiting = asyncio.create_task(streams[0].receive())
+        await asyncio.sleep(0)
+        await channel.close()
+        for receiving in (waiting, streams[1].receive()):
+            with pytest.raises(RpcError, match="was closed"):
+                await receiving
+        streams[2].cancel()  # without a word
+
+    with_server(test, window=WINDOW)
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:port", ":8001", "host:99999"])

@@ -118,3 +118,19 @@ def test_read_a_level_of_the_user() -> None:
 def test_read_never_fails(text: str) -> None:
     read(text)
     read('{"time": "' + text)
+
+
+def test_what_became_of_a_worker_is_read_as_it_was_said(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(worker_log.VARIABLE, "json")
+    worker_log.say("iris.predict", "WARNING", "it died", exception="a trace", worker={"stub": 7, "state": "died"})
+    said = worker_log.read(capfd.readouterr().err.strip())
+    assert said is not None
+    assert said.worker == {"stub": 7, "state": "died"}
+    assert (said.message, said.exception) == ("it died", "a trace")
+    for odd in ("[]", '"x"', "7", "null"):
+        line = '{"time": "x", "level": "INFO", "component": "runner", "message": "", "worker": ' + odd + "}"
+        found = worker_log.read(line)
+        assert found is not None
+        assert found.worker is None
