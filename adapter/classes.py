@@ -429,16 +429,19 @@ def _method(cls: type, name: str, function: Callable[..., Any], marked: Marked) 
     contexts = [p for p in every[1:] if _is_context(p, hints.get(p.name))]
     if len(contexts) > 1:
         raise InvalidArgument(f"{of} takes the Context twice: {contexts[0].name!r} and {contexts[1].name!r}.")
+    if contexts and any(p.kind is p.VAR_POSITIONAL for p in every[every.index(contexts[0]) :]):
+        starred = next(p.name for p in every if p.kind is p.VAR_POSITIONAL)
+        raise InvalidArgument(f"{of} takes the Context before *{starred}: put {contexts[0].name!r} behind it.")
     if contexts and contexts[0].kind is contexts[0].POSITIONAL_ONLY:
         raise InvalidArgument(f"{of} takes the Context by position only: put {contexts[0].name!r} behind the `/`.")
     parameters = tuple(p for p in every[1:] if p not in contexts)
     # `def f(self, x, /)` makes self positional-only as well
     api_name = marked.name or name
     if marked.input_spec is not None:
-        input_ = annotated.arguments_of_model(marked.input_spec, of=of)
+        input_ = annotated.arguments_of_model(marked.input_spec, of=of, taken=every[0].name)
     else:
         title = f"{''.join(part.capitalize() for part in api_name.split('_'))}Input"
-        input_ = annotated.arguments(parameters, hints, of=of, name=title)
+        input_ = annotated.arguments(parameters, hints, of=of, name=title, taken=every[0].name)
     returned = hints.get("return", Any)
     output = (
         JSON(pydantic_model=marked.output_spec) if marked.output_spec is not None else annotated.result(returned, of=of)
@@ -527,6 +530,7 @@ class ClassService(Service, Generic[T]):
     """The Service of a class; `inner` is the class, and calling this makes an object of it, without any hook."""
 
     def __init__(self, cls: type[T], options: Options) -> None:
+        _forget_services(cls)
         self.inner = cls
         self.options = options
         self.dependencies = dependencies_of(cls)
@@ -688,6 +692,15 @@ def _served(method: Method) -> Callable[..., Any]:
     function.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]  # Python reads it there
     marked = method.marked
     return Runnable.method(batchable=marked.batchable, batch_dim=marked.batch_dim)(function)
+
+
+def _forget_services(cls: type) -> None:
+    """Let a class that inherits from a service know only the class of it, since it may travel into Triton."""
+    for parent in cls.__mro__:
+        bases = vars(parent).get("__orig_bases__", ())  # Python notes there what stood in the parentheses
+        if any(isinstance(base, ClassService) for base in bases):
+            own = tuple(base.inner if isinstance(base, ClassService) else base for base in bases)
+            parent.__orig_bases__ = own  # type: ignore[attr-defined]  # a class with such bases has it
 
 
 def _attributes(cls: type) -> list[Any]:

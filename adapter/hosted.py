@@ -119,7 +119,14 @@ def made(cls: type, attributes: Mapping[str, Any]) -> Any:
 
 
 async def _awaited(value: Any) -> Any:
-    return await value
+    try:
+        return await value
+    except (SystemExit, KeyboardInterrupt) as error:  # it would end the event loop, and every later call would wait
+        raise _Left(f"{type(error).__name__}: {error}") from error
+
+
+class _Left(Exception):
+    """An `async def` method has tried to end the process."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ async def _relayed(held: Held, values: AsyncGenerator[Any, None]) -> AsyncGenera
 
 
 async def _step(values: AsyncGenerator[Any, None]) -> Any:
-    return await anext(values, _END)
+    return await _awaited(anext(values, _END))
 
 
 async def _close(values: AsyncGenerator[Any, None]) -> None:

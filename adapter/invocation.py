@@ -157,13 +157,15 @@ def _kind(value: Any, axis: int) -> Hashable | None:
         return "array", value.dtype.str, value.shape[:axis], value.shape[axis + 1 :]
     if isinstance(value, list):
         return "list"
-    if _is(value, "pandas", "DataFrame"):
-        return "frame", tuple(value.columns), tuple(str(t) for t in value.dtypes)
+    if _is(value, "pandas", "DataFrame"):  # by data type, not its name: categories are of one type with the same values
+        return ("frame", tuple(value.columns), tuple(value.dtypes)) if _numbered(value) else None
     if _is(value, "pandas", "Series"):
-        return "series", value.name, str(value.dtype)
+        return ("series", value.name, value.dtype) if _numbered(value) else None
     if _is(value, "torch", "Tensor") and value.ndim > axis:
         return "tensor", str(value.dtype), tuple(value.shape[:axis]), tuple(value.shape[axis + 1 :])
-    if value is None or type(value) in (bool, int, float, str, bytes):
+    if type(value) is float:
+        return "float", value.hex()  # 0.0 and -0.0 are equal, and not the same
+    if value is None or type(value) in (bool, int, str, bytes):
         return type(value).__name__, value
     return None
 
@@ -171,6 +173,12 @@ def _kind(value: Any, axis: int) -> Hashable | None:
 def _is(value: Any, module: str, name: str) -> bool:
     library = sys.modules.get(module)
     return library is not None and isinstance(value, getattr(library, name, ()))
+
+
+def _numbered(frame: Any) -> bool:
+    """Whether the rows of a frame or a series are numbered from 0 on; any other index says something, and is kept."""
+    index = frame.index
+    return index.name is None and bool(index.equals(sys.modules["pandas"].RangeIndex(len(index))))
 
 
 def _size(value: Any, axis: int) -> int | None:
@@ -233,7 +241,7 @@ def join_values(values: Sequence[Any], axis: int) -> Any:
         return {key: join_values([value[key] for value in values], axis) for key in first}
     if _is(first, "torch", "Tensor"):
         return sys.modules["torch"].cat(tuple(values), dim=axis)
-    return sys.modules["pandas"].concat(values, ignore_index=True)
+    return sys.modules["pandas"].concat(values, ignore_index=all(map(_numbered, values)))
 
 
 def split_value(value: Any, sizes: Sequence[int], axis: int, method: str) -> list[Any]:
@@ -264,7 +272,8 @@ def split_value(value: Any, sizes: Sequence[int], axis: int, method: str) -> lis
         return [value[start : start + n] for start, n in zip(starts, sizes, strict=True)]
     if _is(value, "torch", "Tensor"):
         return list(sys.modules["torch"].split(value, list(sizes), dim=axis))
-    return [value.iloc[start : start + n].reset_index(drop=True) for start, n in zip(starts, sizes, strict=True)]
+    frames = [value.iloc[start : start + n] for start, n in zip(starts, sizes, strict=True)]
+    return [frame.reset_index(drop=True) for frame in frames] if _numbered(value) else frames
 
 
 def error_of(outcome: Outcome) -> AdapterError | None:

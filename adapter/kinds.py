@@ -209,5 +209,7 @@ PREFIX = Kind("the beginning of a metric's name: letters, digits, '_' and ':'", 
 PATTERN = Kind("a regular expression", _pattern)
 ADDRESS = Kind("the address of a gRPC server, such as grpc://host:8001", _address)
 BUCKETS = Kind("a list of ascending numbers", _ascending)
+BATCH_SIZE, LATENCY_MS, WAIT_MS = whole(1), number(0, open_low=True), number(0)
+PER_RESOURCE = number(0, 1024, open_low=True)
 CPU = Kind("a number above 0, thousandths such as '500m', or 'system' for all that the machine has", _cpu)
 GPUS = Kind("a number from 0 on, a list of the indices of GPUs, or 'system' for all that the machine has", _gpus)

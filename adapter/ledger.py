@@ -52,8 +52,11 @@ class Ledger:
         self._map()
         self._words[_USED] = _FIRST
 
-    def record(self, about: Mapping[str, Any], numbers: int) -> int | None:
-        """Write what so many numbers are; where the first of them lies, None where the ledger is full."""
+    def record(self, about: Mapping[str, Any], numbers: int, first: float = 0.0) -> int | None:
+        """Write what so many numbers are; where the first of them lies, None where the ledger is full.
+
+        `first` is the value of the first; the others are 0.
+        """
         text = json.dumps({**about, "numbers": numbers}).encode()
         padded = -(-len(text) // _WORD) * _WORD
         with self._lock:
@@ -63,9 +66,11 @@ class Ledger:
                 return None
             self._words[start // _WORD] = len(text)
             self._memory[start + _WORD : start + _WORD + len(text)] = text
+            place = (start + _WORD + padded) // _WORD
+            self._numbers[place] = first
             self._words[_USED] = end
             self._tell()
-        return (start + _WORD + padded) // _WORD
+        return place
 
     def add(self, *amounts: tuple[int, float]) -> None:
         """Add to numbers, each given by its place."""

@@ -148,13 +148,15 @@ class ClassLife(Life):
                 return called.async_stream(*given, **named)
 
             return stream
-        if method.shape.plain:
+        if method.shape.plain and method.rest is None:
             call: Callable[..., Any] = called.async_run
             return call
 
         async def complete(*args: Any, **kwargs: Any) -> Any:
             context, given, named = await _travelling(method, args, kwargs)
             answer = await called.async_run(*given, **named)
+            if method.shape.plain:
+                return answer
             if context is not None and (response := answer.get("response")) is not None:
                 _apply(response, context)
             value = answer["value"]

@@ -360,7 +360,11 @@ def _beside(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def _arguments(decoded: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
     if isinstance(decoded, (tuple, list)) and len(decoded) == 2:
         args, kwargs = decoded
-        if isinstance(args, (tuple, list)) and isinstance(kwargs, dict) and all(isinstance(name, str) for name in kwargs):
+        if (
+            isinstance(args, (tuple, list))
+            and isinstance(kwargs, dict)
+            and all(isinstance(name, str) for name in kwargs)
+        ):
             return args, kwargs
     raise InvalidArgument("The blob of a request to an entry is the arguments of a call, by position and by name.")
 

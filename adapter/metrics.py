@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from adapter import recorded
+from adapter import worker_metrics
 from adapter.exceptions import ConfigException, message_of
 from adapter.measured import Failures, InProgress, Measured, Timed
 
 try:
-    if recorded.ledger is not None:  # a worker of Triton does without it
+    if worker_metrics.ledger is not None:  # a worker of Triton does without it
         raise ImportError
     import prometheus_client
     import prometheus_client.multiprocess
@@ -143,10 +143,10 @@ def _make(cls: type[M], definition: _Definition) -> M:
 def _own(definition: _Definition) -> Any:
     """What counts: in a worker of Triton a record for its stub, elsewhere prometheus_client's metric."""
     options = dict(definition.options)
-    if recorded.ledger is not None:
+    if worker_metrics.ledger is not None:
         kept = {key: value for key, value in options.items() if key in ("buckets", "multiprocess_mode")}
-        kind = recorded.KINDS[definition.kind]
-        return kind(definition.full_name, definition.documentation, definition.labelnames, kept, recorded.ledger)
+        kind = worker_metrics.KINDS[definition.kind]
+        return kind(definition.full_name, definition.documentation, definition.labelnames, kept, worker_metrics.ledger)
     if prometheus_client is None:
         return _NOTHING
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ import numpy as np
 
 from adapter import payload
 from adapter.exceptions import InvalidArgument, StateException
+from adapter.kinds import BATCH_SIZE, LATENCY_MS, WAIT_MS, WrongKind
 from adapter.tag import Tag
 from adapter.tensor import TensorSpec
 
@@ -30,6 +30,7 @@ V = TypeVar("V")
 DEFAULT_MAX_BATCH_SIZE = 100
 DEFAULT_MAX_LATENCY_MS = 60_000
 DEFAULT_MAX_WAIT_MS = 0
+_LIMITS = {"max_batch_size": BATCH_SIZE, "max_latency_ms": LATENCY_MS, "max_wait_ms": WAIT_MS}
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,10 @@ class Signature:
         def specs(key: str) -> tuple[TensorSpec, ...] | None:
             return tuple(TensorSpec.from_dict(s) for s in record[key]) if record.get(key) is not None else None
 
-        axes = record.get("batch_dim", (0, 0))
         parameters = record.get("parameters")
         return cls(
             bool(record.get("batchable", False)),
-            (axes[0], axes[1]),
+            batch_axes(record.get("batch_dim", 0)),
             specs("inputs"),
             specs("outputs"),
             tuple(Parameter(**p) for p in parameters) if parameters is not None else None,
@@ -154,18 +154,15 @@ class BatchingConfig:
     max_wait_ms: float = DEFAULT_MAX_WAIT_MS
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_batch_size, bool) or not isinstance(self.max_batch_size, int) or self.max_batch_size < 1:
-            raise InvalidArgument(f"max_batch_size is a whole number from 1 on, not {self.max_batch_size!r}.")
-        for name in ("max_latency_ms", "max_wait_ms"):
+        for name, kind in _LIMITS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InvalidArgument(f"{name} is a number of milliseconds, not {value!r}.")
-        if not 0 < self.max_latency_ms < math.inf:
-            raise InvalidArgument(f"max_latency_ms is a finite number above 0, not {self.max_latency_ms!r}.")
-        if not 0 <= self.max_wait_ms < self.max_latency_ms:
+            try:
+                kind.read(value)
+            except WrongKind:
+                raise InvalidArgument(f"{name} is {value!r}, but can only be {kind.text}.") from None
+        if self.max_wait_ms >= self.max_latency_ms:
             raise InvalidArgument(
-                f"max_wait_ms is a number from 0 on and below max_latency_ms ({self.max_latency_ms:g}), not "
-                f"{self.max_wait_ms!r}."
+                f"max_wait_ms is {self.max_wait_ms!r}, but can only be below max_latency_ms ({self.max_latency_ms:g})."
             )
 
 
@@ -217,13 +214,15 @@ class ModelInfo:
             if key not in record:
                 raise KeyError(key)
         created = datetime.fromisoformat(str(record["creation_time"]))
+        context = _of_type(dict, record, "context")
+        _of_type(dict, context, "framework_versions")
         return cls(
             tag=Tag(record["name"], record["version"]),
             module=_of_type(str, record, "module"),
             labels=_of_type(dict, record, "labels"),
             options=_of_type(dict, record, "options"),
             metadata=_of_type(dict, record, "metadata"),
-            context=_of_type(dict, record, "context"),
+            context=context,
             signatures={n: Signature.from_dict(s) for n, s in _of_type(dict, record, "signatures").items()},
             api_version=str(record.get("api_version", "v1")),
             creation_time=created if created.tzinfo is not None else created.replace(tzinfo=timezone.utc),
@@ -351,7 +350,17 @@ class Model:
     @property
     def _framework(self) -> Any:
         # the one dynamic import: a record names its framework ("adapter.sklearn"), each is one file in frameworks/
-        return importlib.import_module(f"adapter.frameworks.{self.info.module.removeprefix('adapter.')}")
+        module = self.info.module
+        name = f"adapter.frameworks.{module.removeprefix('adapter.')}"
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not module or error.name == name:
+                by = f"with {module}, which is no framework of adapter" if module else "without a framework"
+                raise StateException(
+                    f"The model {self.tag} was saved {by}: write an adapter.Runnable that loads it from `model.path`."
+                ) from error
+            raise
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and self.tag == other.tag

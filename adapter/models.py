@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cloudpickle
 
 from adapter import __version__
-from adapter.exceptions import InvalidArgument
+from adapter.exceptions import InvalidArgument, sentence
 from adapter.model import Model, ModelInfo, Signature, plain
 from adapter.tag import Tag
 
@@ -104,6 +104,9 @@ def create(
     ...     Path(model.path_of("rules.txt")).write_text("x > 3")
     """
     given = Tag.parse(name)
+    for what, value in (("labels", labels), ("custom_objects", custom_objects)):
+        if value is not None and not isinstance(value, Mapping):
+            raise InvalidArgument(f"{what} is a mapping from names to values, not {value!r}.")
     info = ModelInfo(
         tag=given if given.version else given.with_new_version(),
         module=module,
@@ -120,7 +123,11 @@ def create(
     )
     with store().create(info) as model, _by_value(external_modules or ()):
         if custom_objects:
-            Path(model.path_of(Model.CUSTOM_OBJECTS)).write_bytes(cloudpickle.dumps(dict(custom_objects)))
+            try:
+                pickled = cloudpickle.dumps(dict(custom_objects))
+            except Exception as error:  # a class of the user's own may raise anything
+                raise InvalidArgument(f"The custom_objects cannot be pickled ({sentence(error)}).") from error
+            Path(model.path_of(Model.CUSTOM_OBJECTS)).write_bytes(pickled)
         yield model
 
 

@@ -6,12 +6,13 @@ with one key that names its kind:
 
     {"t": […]} tuple   {"d": {…}} dict with string keys   {"m": [[k, v], …]} other dict   {"f": "nan"} non-finite float
     {"b": i} bytes     {"a": [i, dtype, shape]} array     {"o": [shape, […]]} object array   {"g": [i, dtype]} scalar
-    {"i": "0x…"} int too long for JSON
+    {"i": "0x…"} int too long for JSON                    {"w": [type, text]} date, time, UUID or Decimal
+    {"s": [type, […]]} set
     {"S": …} Series    {"D": …} DataFrame                 {"I": …} PIL image                 {"T": …} torch tensor
 
 `i` is the index of a buffer, each of which belongs to one value. Lone surrogates stay in strings, so the header is
-UTF-8 with "surrogatepass". A dataclass or a pydantic model travels as a dict; `rebuild` makes it anew from the
-annotation of the parameter that receives it.
+UTF-8 with "surrogatepass". A dataclass or a pydantic model travels as a dict, an enum as its value; `rebuild` makes
+it anew from the annotation of the parameter that receives it.
 
 Several blobs travel as one bundle: `ADPN`, their number (uint32), for each the length of a note (uint32) and of the
 blob (uint64), and then note and blob of each.
@@ -20,6 +21,9 @@ blob (uint64), and then note and blob of each.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
+import enum
 import itertools
 import json
 import math
@@ -28,7 +32,9 @@ import struct
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Union
 
 import numpy as np
@@ -48,7 +54,7 @@ DERIVED = ("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_ser
 _JSON_BITS = 4096  # Python reads and writes longer integers as decimal text only up to a limit
 _TYPES = (
     "None, bool, int, float, str, bytes, list, tuple, dict, numpy arrays and scalars, pandas DataFrame and Series, "
-    "PIL images, torch tensors, dataclasses and pydantic models"
+    "PIL images, torch tensors, enums, dates and times, UUID, Decimal, sets, dataclasses and pydantic models"
 )
 
 
@@ -153,6 +159,8 @@ def _encode(value: Any, buffers: list[Buffer]) -> Node:
         # … and one that another thread is importing has no such name yet
         if library is not None and isinstance(value, getattr(library, name, ())):
             return write(value, buffers)
+    if isinstance(value, enum.Enum):
+        return _encode(value.value, buffers)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"d": {f.name: _encode(getattr(value, f.name), buffers) for f in dataclasses.fields(value)}}
     if _is_pydantic(type(value)):
@@ -169,6 +177,19 @@ def _float(value: float, _: list[Buffer]) -> Node:
 
 def _int(value: int, _: list[Buffer]) -> Node:
     return value if value.bit_length() <= _JSON_BITS else {"i": hex(value)}
+
+
+def _written(value: Any, _: list[Buffer]) -> Node:
+    kind = type(value).__name__
+    return {"w": [kind, str(value) if kind in ("UUID", "Decimal") else value.isoformat()]}
+
+
+def _duration(value: datetime.timedelta, _: list[Buffer]) -> Node:
+    return {"w": ["timedelta", [value.days, value.seconds, value.microseconds]]}
+
+
+def _set(value: AbstractSet[Any], buffers: list[Buffer]) -> Node:
+    return {"s": [type(value).__name__, [_encode(item, buffers) for item in value]]}
 
 
 def _list(value: list[Any], buffers: list[Buffer]) -> Node:
@@ -325,6 +346,10 @@ _WRITERS: dict[type, _Writer] = {
     bytearray: _bytes,
     memoryview: _bytes,
     np.ndarray: _array,
+    **dict.fromkeys((datetime.datetime, datetime.date, datetime.time, uuid.UUID, decimal.Decimal), _written),
+    datetime.timedelta: _duration,
+    set: _set,
+    frozenset: _set,
 }
 # numpy's float64 is a float and its str_ a str, so numpy's scalars come before Python's own families
 _FAMILIES: list[tuple[type, _Writer]] = [
@@ -491,12 +516,23 @@ def _read_tensor(body: Node, buffers: _Buffers) -> Any:
     return tensor.view(torch.bfloat16) if name == "bfloat16" else tensor
 
 
+_SETS: dict[str, Callable[[Iterable[Any]], Any]] = {"set": set, "frozenset": frozenset}
+_WRITTEN: dict[str, Callable[[Any], Any]] = {
+    "datetime": datetime.datetime.fromisoformat,
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "timedelta": lambda parts: datetime.timedelta(*parts),
+    "UUID": uuid.UUID,
+    "Decimal": decimal.Decimal,
+}
 _READERS: dict[str, Callable[[Node, _Buffers], Any]] = {
     "t": lambda body, buffers: tuple(_decode(item, buffers) for item in body),
     "d": lambda body, buffers: {key: _decode(item, buffers) for key, item in body.items()},
     "m": lambda body, buffers: {_decode(key, buffers): _decode(item, buffers) for key, item in body},
     "f": lambda body, _: float(body),
     "i": lambda body, _: int(body, 16),
+    "w": lambda body, _: _WRITTEN[body[0]](body[1]),
+    "s": lambda body, buffers: _SETS[body[0]](_decode(item, buffers) for item in body[1]),
     "b": lambda body, buffers: bytes(_take(body, buffers)),
     "a": _read_array,
     "o": _read_objects,
@@ -512,7 +548,7 @@ _READERS: dict[str, Callable[[Node, _Buffers], Any]] = {
 
 
 def rebuild(value: Any, annotation: Any) -> Any:
-    """Make dataclasses and pydantic models anew from the dicts they travelled as, guided by an annotation.
+    """Make dataclasses, pydantic models and enums anew from what they travelled as, guided by an annotation.
 
     Containers (`list[Row]`, `dict[str, Row]`, `Row | None`) are looked into; a value whose annotation says nothing is
     returned as it is. InvalidArgument where pydantic refuses the value.
@@ -527,6 +563,8 @@ def rebuild(value: Any, annotation: Any) -> Any:
     kind = origin or annotation
     if not isinstance(kind, type):
         return value
+    if issubclass(kind, enum.Enum):
+        return _rebuild_enum(value, kind)
     if _is_pydantic(kind) or dataclasses.is_dataclass(kind):
         return _rebuild_class(value, kind)
     if isinstance(value, list) and arguments and issubclass(list, kind):
@@ -536,7 +574,7 @@ def rebuild(value: Any, annotation: Any) -> Any:
         fits = len(kinds) == len(value)
         return tuple(rebuild(item, k) for item, k in zip(value, kinds, strict=True)) if fits else value
     if isinstance(value, dict) and len(arguments) == 2 and issubclass(dict, kind):
-        return {key: rebuild(item, arguments[1]) for key, item in value.items()}
+        return {rebuild(key, arguments[0]): rebuild(item, arguments[1]) for key, item in value.items()}
     return value
 
 
@@ -555,6 +593,13 @@ def completed(value: Any, records: Sequence[Any]) -> Any:
 
             rebuild_dataclass(record, force=True)
     return value
+
+
+def _rebuild_enum(value: Any, kind: type[enum.Enum]) -> Any:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InvalidArgument(f"The value cannot be read as {kind.__name__}: {error}.") from error
 
 
 def _rebuild_class(value: Any, kind: Any) -> Any:

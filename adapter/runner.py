@@ -202,6 +202,14 @@ class Runner:
     ) -> None:
         if not (isinstance(runnable_class, type) and issubclass(runnable_class, Runnable)):
             raise InvalidArgument(f"A Runner is made of a subclass of adapter.Runnable, not of {runnable_class!r}.")
+        for option, flag in (("embedded", embedded), ("retry_failed_batch", retry_failed_batch)):
+            if not isinstance(flag, bool):  # "false" would be true
+                raise InvalidArgument(f"{option} is True or False, not {flag!r}.")
+        if runnable_init_params is not None and not isinstance(runnable_init_params, Mapping):
+            raise InvalidArgument(
+                "runnable_init_params is a mapping from the parameters of "
+                f"{runnable_class.__name__}.__init__ to their values, not {runnable_init_params!r}."
+            )
         configs = _method_configs(method_configs, runnable_method_configs)
         everywhere = {"max_batch_size": max_batch_size, "max_latency_ms": max_latency_ms, "max_wait_ms": max_wait_ms}
         asked = {"cpu": cpu, "nvidia_gpu": _first(nvidia_gpu, gpu), "custom_resources": custom_resources}
@@ -482,7 +490,7 @@ def _strategy(given: Any) -> type[Strategy] | None:
 
 
 def _models(models: Iterable[Model] | None) -> tuple[Model, ...]:
-    found = tuple(models or ())
+    found = tuple(models) if isinstance(models, Iterable) else () if models is None else (models,)
     for model in found:
         if not isinstance(model, Model):
             raise InvalidArgument(
@@ -497,6 +505,8 @@ def _method_configs(*given: Any) -> dict[str, Mapping[str, Any]]:
     for configs in given:
         if configs is None:
             continue
+        if not isinstance(configs, Iterable):
+            raise InvalidArgument(f"The settings of methods are a mapping from their names, not {configs!r}.")
         items = configs.items() if isinstance(configs, Mapping) else [_named_config(config) for config in configs]
         for name, config in items:
             if not isinstance(config, Mapping):

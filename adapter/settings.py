@@ -15,12 +15,15 @@ from typing import Any, Literal, TypeVar
 
 from adapter.kinds import (
     ADDRESS,
+    BATCH_SIZE,
     BOOL,
     BUCKETS,
     CPU,
     GPUS,
+    LATENCY_MS,
     PATH,
     PATTERN,
+    PER_RESOURCE,
     PREFIX,
     SECONDS,
     SECRET,
@@ -28,6 +31,7 @@ from adapter.kinds import (
     STRINGS,
     TEXTS,
     VALUES,
+    WAIT_MS,
     Kind,
     choice,
     choices,
@@ -189,9 +193,9 @@ class RunnerTraffic:
 
 @dataclass(frozen=True)
 class MethodBatching:
-    max_batch_size: int | None = _is(optional(whole(1)), None)
-    max_latency_ms: float | None = _is(optional(number(0, open_low=True)), None)
-    max_wait_ms: float | None = _is(optional(number(0)), None)
+    max_batch_size: int | None = _is(optional(BATCH_SIZE), None)
+    max_latency_ms: float | None = _is(optional(LATENCY_MS), None)
+    max_wait_ms: float | None = _is(optional(WAIT_MS), None)
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class RunnerSettings:
     """What is set of a runner; None is left to what is weaker."""
 
     resources: RunnerResources = RunnerResources()
-    workers_per_resource: float | None = _is(optional(number(0, open_low=True)), None)
+    workers_per_resource: float | None = _is(optional(PER_RESOURCE), None)
     traffic: RunnerTraffic = RunnerTraffic()
     batching: Batching = Batching()
     runnable_method_configs: Mapping[str, MethodBatching] = field(

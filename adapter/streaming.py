@@ -240,8 +240,9 @@ def stepped(values: AsyncGenerator[Any, None], loop: asyncio.AbstractEventLoop) 
         while (value := _on(loop, _next(values)).result()) is not _END:
             yield value
     finally:
-        with contextlib.suppress(RuntimeError, ServiceUnavailable):  # it has been closed, or its loop
-            _on(loop, values.aclose()).result()
+        # not waited for: Python closes a generator that nobody has any more on any thread, that of the loop as well
+        with contextlib.suppress(ServiceUnavailable):
+            _on(loop, values.aclose())
 
 
 async def async_stepped(

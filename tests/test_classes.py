@@ -629,6 +629,9 @@ def test_subclass_of_a_service_has_its_apis_and_hooks() -> None:
 
     with TestClient(Child) as client:
         assert (client.hello(), client.more()) == ("hello from Child", "more")
+    # what goes into Triton is the class, and with it what it has of its parents
+    parent, child = typing.cast(Any, Parent), typing.cast(Any, Child)
+    assert child.inner.__bases__ == child.inner.__orig_bases__ == (parent.inner,)
 
 
 # ---- arguments of the decorators ------------------------------------------------------------------------------------
@@ -709,6 +712,14 @@ def two_contexts(self: Any, a: adapter.Context, ctx: Any) -> int:
     return 1
 
 
+def starred(self: Any, ctx: adapter.Context, *more: int) -> int:
+    return 1
+
+
+def opaque(self: Any, a: threading.Event) -> int:
+    return 1
+
+
 def generator(self: Any) -> str:  # type: ignore[misc]  # that is the point
     yield ""
 
@@ -731,6 +742,8 @@ def one(self: Any, a: list[int]) -> list[int]:
         (no_self, {}, "takes no self"),
         (two_roots, {}, "takes 'a' by position only"),
         (two_contexts, {}, "takes the Context twice"),
+        (starred, {}, "takes the Context before *more: put 'ctx' behind it"),
+        (opaque, {}, "is a type that no JSON can be checked against"),
         (generator, {}, "is a generator, so annotate what it returns as one"),
         (several, {"batchable": True}, "is batchable, so it takes one argument"),
         (one, {"batchable": True, "max_batch_size": 1}, "max_batch_size of Refused.one() is a whole number above 1"),

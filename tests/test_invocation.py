@@ -66,6 +66,11 @@ class Recorder(Runnable):
     def leaves(self, x: Any) -> Any:
         raise SystemExit(3)
 
+    @Runnable.method(batchable=True)
+    def by_id(self, x: Any) -> Any:
+        self.saw(x)
+        return x.set_index("id")
+
     @Runnable.method
     def whole(self, x: Any) -> Any:
         self.saw(x)
@@ -149,7 +154,8 @@ def test_method_sees_batches_no_larger_than_it_allows(calls: list[Call], batches
         (((2,), {}), ((), {"by": 2}), False),
         (((), {}), ((1,), {}), False),
         (((1,), {"plus": 1}), ((1,), {"plus": 1}), True),
-        (((float("nan"),), {}), ((float("nan"),), {}), False),
+        (((float("nan"),), {}), ((float("nan"),), {}), True),
+        (((0.0,), {}), ((-0.0,), {}), False),
         (((np.int64(2),), {}), ((np.int64(2),), {}), False),
         (((np.array(2),), {}), ((np.array(2),), {}), False),
     ],
@@ -205,6 +211,19 @@ def test_frames_and_series_are_joined_and_cut_by_rows() -> None:
 def test_frames_with_other_columns_or_types_are_not_joined() -> None:
     frames = [pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]}), pd.DataFrame({"a": [1.5]})]
     assert len(run([call("twice", f) for f in frames])[1]) == 3
+    frames = [pd.DataFrame({"id": [1], "kind": pd.Categorical([kind])}) for kind in "abb"]
+    assert [list(x["kind"].cat.categories) for x in run([call("by_id", f) for f in frames])[1]] == [["a"], ["b"]]
+
+
+def test_an_index_that_says_something_is_kept_whoever_else_calls() -> None:
+    frame = pd.DataFrame({"a": [1, 2]}, index=["x", "y"])
+    outcomes, seen = run([call("twice", frame), call("twice", frame), call("twice", frame["a"])])
+    assert [list(s.index) for s in seen] == [["x", "y"]] * 3
+    pd.testing.assert_frame_equal(outcomes[1].unwrap(), 2 * frame)
+    long = pd.concat([frame] * MOST)
+    pd.testing.assert_frame_equal(results(call("twice", long))[0], 2 * long)
+    frames = [pd.DataFrame({"id": [n, 2 * n]}) for n in (5, 7)]
+    assert [list(x.index) for x in results(*[call("by_id", f) for f in frames])] == [[5, 10], [7, 14]]
 
 
 @pytest.mark.parametrize(

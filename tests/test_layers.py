@@ -227,7 +227,10 @@ REFUSED = [
     ("api_server:\n  treads: 1", "api_server.treads (adapter.yaml:2) is no setting: did you mean threads?"),
     ("api_serve: {}", "did you mean api_server?"),
     ("runner: []", "did you mean runners?"),
-    ("zzz: 1", "zzz (adapter.yaml:1) is no setting: there are api_server, runners, services, tracing, triton, version."),
+    (
+        "zzz: 1",
+        "zzz (adapter.yaml:1) is no setting: there are api_server, runners, services, tracing, triton, version.",
+    ),
     (
         "api_server: {http: {port: x}}",
         "api_server.http.port is 'x' (adapter.yaml:1), but can only be a whole number",

@@ -22,7 +22,7 @@ LEVELS = [
     (6, ("endpoint.compute", "endpoint.server")),
     (0, ("absent", "exceptions", "mailbox", "tag", "tensor", "kinds", "document", "settings", "layers", "validators")),
     (1, ("payload", "model", "models", "requirements", "store", "archive", "migration")),
-    (1, ("ledger", "recorded", "measured", "metrics")),
+    (1, ("ledger", "worker_metrics", "measured", "metrics")),
     (2, ("resources", "runnable", "strategy", "method", "invocation", "streaming", "warmup", "runner", "frameworks")),
     (2, ("dependency", "hosted")),
     (3, ("context", "io")),

@@ -142,9 +142,9 @@ def test_what_cannot_be_used_is_refused(expression: str, says: str) -> None:
 
 _IN_A_WORKER = """
 import json, sys
-from adapter import ledger, metrics, recorded
+from adapter import ledger, metrics, worker_metrics
 from adapter.exceptions import ConfigException
-recorded.use(ledger.Ledger(ledger.create(), lambda: None))
+worker_metrics.use(ledger.Ledger(ledger.create(), lambda: None))
 metrics.Counter("taken", "T.")
 told = []
 for expression in json.load(sys.stdin):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from enum import Enum
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 
 from adapter import __version__, models
-from adapter.exceptions import AlreadyExists, InvalidArgument, NotFound
+from adapter.exceptions import AlreadyExists, InvalidArgument, NotFound, StateException
 from adapter.model import Model, ModelInfo, Signature, plain
 from adapter.tag import Tag
 
@@ -123,6 +124,31 @@ def test_create_when_a_module_is_registered_by_the_user(rules: types.ModuleType)
         assert cloudpickle.list_registry_pickle_by_value() == {"users_own_rules"}
     finally:
         cloudpickle.unregister_pickle_by_value(rules)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"labels": ["risk"]}, "labels is a mapping"),
+        ({"custom_objects": [1]}, "custom_objects is a mapping"),
+        ({"custom_objects": {"lock": threading.Lock()}}, "custom_objects cannot be pickled"),
+    ],
+)
+def test_create_when_what_is_given_cannot_be_kept(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason), models.create("m", **given):
+        pass
+    assert models.list() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [("", "was saved without a framework"), ("adapter.nosuch", "with adapter.nosuch, which is no")],
+)
+def test_to_runner_when_no_framework_saved_it(module: str, reason: str) -> None:
+    with models.create("rules", module=module) as model:
+        pass
+    with pytest.raises(StateException, match=f"{reason}.*write an adapter.Runnable"):
+        model.to_runner()
 
 
 def test_create_when_an_external_module_is_a_name() -> None:

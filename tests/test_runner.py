@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -76,7 +77,7 @@ class Worker(Runnable):
 
     @Runnable.method
     def unsendable(self, value: Any) -> Any:
-        return {1, 2}
+        return object()
 
 
 class Single(Runnable):
@@ -191,6 +192,13 @@ def test_limits_are_taken_in_every_spelling(options: Any, expected: BatchingConf
         ({"max_batch_size": 2.5}, "max_batch_size"),
         ({"max_latency_ms": 0}, "max_latency_ms"),
         ({"models": ["iris:latest"]}, "'iris:latest'"),
+        ({"models": 5}, "models=.* not 5"),
+        ({"method_configs": 5}, "settings of methods are a mapping from their names, not 5"),
+        ({"runnable_init_params": ["a"]}, r"runnable_init_params is a mapping .* Worker\.__init__ .* not \['a'\]"),
+        ({"embedded": "false"}, "embedded is True or False, not 'false'"),
+        ({"retry_failed_batch": 0}, "retry_failed_batch is True or False, not 0"),
+        ({"max_batch_size": 1 << 31}, "max_batch_size is 2147483648, but can only be a whole number from 1 on"),
+        ({"max_latency_ms": 1e300}, "max_latency_ms is 1e[+]300"),
         ({"name": "no name"}, "runner name"),
     ],
 )
@@ -447,8 +455,8 @@ def test_error_of_user_code_arrives_as_it_was_raised(runner: Runner) -> None:
         ("typed", (np.ones((2, 3)),), InvalidArgument, "shape"),
         ("typed", ("text",), InvalidArgument, "'x'"),
         ("mirror", ({"z": 1},), InvalidArgument, "Point"),
-        ("change", ({1, 2},), PayloadTypeError, "builtins.set"),
-        ("unsendable", (1,), RemoteException, "builtins.set"),
+        ("change", (object(),), PayloadTypeError, "builtins.object"),
+        ("unsendable", (1,), RemoteException, "builtins.object"),
     ],
 )
 def test_call_that_cannot_be_made_is_refused_as_in_triton(
@@ -581,6 +589,10 @@ class Speaker(Runnable):
         yield self.thread == threading.get_ident()
 
     @Runnable.method
+    def collect(self) -> Iterator[int]:
+        yield gc.collect()
+
+    @Runnable.method
     def fails(self, how: str) -> Iterator[Any]:
         yield 1
         if how == "exit":
@@ -625,7 +637,24 @@ def test_generator_is_stepped_as_its_reader_asks(speaker: Runner) -> None:
     assert next(values) == "a"
     assert list(speaker.seen.stream())[1] == []
     values.close()  # type: ignore[attr-defined]  # it is a generator
-    assert list(speaker.seen.stream())[1] == ["a b c"]
+    wait_until_ended(speaker, "a b c")
+
+
+def test_stream_that_is_thrown_away_on_the_thread_of_the_generators_is_closed(speaker: Runner) -> None:
+    def begin() -> None:
+        values: list[Any] = [speaker.words.stream("a b c")]
+        assert next(values[0]) == "a"
+        values.append(values)  # so that it ends where the garbage collector happens to run
+
+    begin()
+    assert len(list(speaker.collect.stream())) == 1
+    wait_until_ended(speaker, "a b c")
+
+
+def wait_until_ended(speaker: Runner, what: str) -> None:
+    until = time.monotonic() + 5
+    while list(speaker.seen.stream())[1] != [what]:
+        assert time.monotonic() < until
 
 
 def test_reader_that_is_cancelled_cancels_the_generator(speaker: Runner) -> None:
@@ -634,11 +663,9 @@ def test_reader_that_is_cancelled_cancels_the_generator(speaker: Runner) -> None
         await asyncio.sleep(0.1)
         reading.cancel()
         await asyncio.wait([reading])
-        until = time.monotonic() + 5
-        while (await taken(speaker.seen.async_stream()))[1] != ["cancelled"]:
-            assert time.monotonic() < until
 
     asyncio.run(main())
+    wait_until_ended(speaker, "cancelled")
 
 
 def test_streams_of_one_object_run_side_by_side(speaker: Runner) -> None:

@@ -194,6 +194,9 @@ def test_delete_when_foreign_files_lie_beside(store: ModelStore) -> None:
     assert listed(store) == []
 
 
+_RECORD = "name: m\nversion: v1\nmodule: x\ncreation_time: 2026-01-01 00:00:00+00:00\n"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -203,6 +206,8 @@ def test_delete_when_foreign_files_lie_beside(store: ModelStore) -> None:
         ("name: m\nversion: v9\nmodule: x\ncreation_time: 2026-01-01 00:00:00+00:00\n", "it is the record of m:v9"),
         ("name: m\nversion: v1\nmodule: x\ncreation_time: soon\n", "soon"),
         ("\x00", "special characters|unacceptable"),
+        (f"{_RECORD}signatures: {{predict: {{batchable: true, batch_dim: [0]}}}}\n", "batch_dim is a number"),
+        (f"{_RECORD}context: {{framework_versions: [numpy]}}\n", "framework_versions is"),
     ],
 )
 def test_get_when_model_yaml_is_damaged(

@@ -42,7 +42,7 @@ logger = logging.getLogger("adapter.endpoint")
 
 _NAME = "endpoint"
 _FOLDER = "adapter-endpoint-"
-_LONGEST_CALL_S = 86400.0
+_LONGEST_S = 86400.0  # setup() and a call may last as long as they take
 _PATIENCE_S = 5.0  # after the death of the process, for calls that wait for the next one
 _POLL_S = 0.02
 _DATAGRAM_BYTES = 1 << 16
@@ -186,19 +186,19 @@ class TritonCompute:
         try:
             # here and now, since nothing else may change the service meanwhile
             self._runner = Runner(HostedEndpoint, name=_NAME, runnable_init_params=self._parameters())
-            self._runner.spec = dataclasses.replace(self._runner.spec, call_timeout_s=_LONGEST_CALL_S)
+            self._runner.spec = dataclasses.replace(self._runner.spec, call_timeout_s=_LONGEST_S)
             self._records = Records(_NAME, runners=[self._runner])
             board = await asyncio.to_thread(self._start_engine)
-        except AdapterError as error:
+            assert self._watchdog is not None
+            manifest = Manifest.read(self._folder / "repository")
+            bell = board.bell()
+            self._stack.callback(board.silence, bell)
+            self._runners = TritonRunners(self._watchdog.engine.url, manifest, notices=Notices(board.path, bell))
+            await self._runners.start(self._records)
+        except Exception as error:  # noqa: BLE001  # nobody waits for this task: such as a disk that is full
             if not self._stopping.is_set():
-                self._heard(FAILED, str(error))
+                self._heard(FAILED, str(error) if isinstance(error, AdapterError) else sentence(error))
             return
-        assert self._watchdog is not None
-        manifest = Manifest.read(self._folder / "repository")
-        bell = board.bell()
-        self._stack.callback(board.silence, bell)
-        self._runners = TritonRunners(self._watchdog.engine.url, manifest, notices=Notices(board.path, bell))
-        await self._runners.start(self._records)
         self._served = True
         self._say_when_ready()
 
@@ -212,7 +212,7 @@ class TritonCompute:
             return Engine(found, repository, entries, env=os.environ, on_line=on_line)
 
         board = Board(self._folder)
-        watchdog = Watchdog(make, board, _PATIENCE_S)
+        watchdog = Watchdog(make, board, _PATIENCE_S, _LONGEST_S)
         if self._stopping.is_set():
             raise EngineError("The server has been told to stop.")
         self._watchdog = watchdog

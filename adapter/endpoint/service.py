@@ -118,11 +118,11 @@ def _other_methods(service: Service) -> Iterator[tuple[str, Callable[..., Any]]]
     method of something else.
     """
     cls = type(service)
+    reserved = {*dir(Service), FORM}
     for name in dir(cls):
-        written = inspect.getattr_static(cls, name)
-        if name.startswith("_") or name == FORM or hasattr(Service, name):
-            continue
-        if inspect.isfunction(written) or isinstance(written, classmethod):
+        written = inspect.getattr_static(cls, name, None)
+        served = not name.startswith("_") and name not in reserved
+        if served and (inspect.isfunction(written) or isinstance(written, classmethod)):
             yield name, written.__get__(service, cls)
 
 

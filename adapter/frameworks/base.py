@@ -17,11 +17,13 @@ import numpy as np
 
 from adapter import models, payload
 from adapter.exceptions import (
+    AdapterError,
     InvalidArgument,
     MissingDependencyException,
     NotFound,
     PayloadTypeError,
     StateException,
+    sentence,
 )
 from adapter.frameworks.sample import thinned
 from adapter.frameworks.trial import Tensors, Trial, positional
@@ -181,12 +183,21 @@ class Framework:
         """Return the native object of a saved model, by tag or from `get`.
 
         Logs a warning where a library has another major version than it was saved with, or Python another minor one.
+        Raises StateException where its files cannot be read.
         """
         self._refuse_unknown("load_model", options, self.load_options)
         found = self.get(model)
         self._compare_versions(found.info)
         with self._library(f"the model {found.tag}"):
-            return self.load(found.folder, found.info, **options)
+            try:
+                return self.load(found.folder, found.info, **options)
+            except (AdapterError, ModuleNotFoundError):
+                raise
+            except Exception as error:  # whatever a library, or a class in a pickle, raises
+                raise StateException(
+                    f"The model {found.tag} cannot be loaded from {found.folder} ({sentence(error)}): its files may be "
+                    "damaged, or need other versions than are installed here."
+                ) from error
 
     def get(self, tag: str | Tag | Model) -> Model:
         """Return a saved model without loading it; NotFound where there is none, or it is of another framework."""

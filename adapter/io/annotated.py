@@ -8,6 +8,7 @@ import inspect
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -17,8 +18,9 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, RootModel, WithJsonSchema, create_model
 from pydantic import Field as PydanticField
-from pydantic.errors import PydanticUserError
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import PydanticJsonSchemaWarning
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
@@ -257,9 +259,12 @@ def _writer(data: Any) -> Callable[[Any], Any]:
 
 
 def arguments(
-    parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any], *, of: str, name: str
+    parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any], *, of: str, name: str, taken: str
 ) -> IODescriptor[Any]:
-    """The descriptor of a method's parameters: fields by name, or the value itself where there is `/` behind it."""
+    """The descriptor of a method's parameters: fields by name, or the value itself where there is `/` behind it.
+
+    `taken` is the name of the parameter that the object itself is given to.
+    """
     positional = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
     if positional:
         if len(parameters) > 1:
@@ -274,10 +279,10 @@ def arguments(
         if parameter.kind is parameter.VAR_KEYWORD:
             more = True
             continue
-        hint, many = _file_hint(annotation)
         default = parameter.default
         if parameter.kind is parameter.VAR_POSITIONAL:
             annotation, default = list[annotation], []  # type: ignore[valid-type]  # it is a type when this runs
+        hint, many = _file_hint(annotation)
         required = default is parameter.empty or (isinstance(default, FieldInfo) and default.is_required())
         record: dict[str, Any] = {"name": parameter.name, "required": required}
         if hint is not None:
@@ -292,8 +297,8 @@ def arguments(
         extra="allow" if more else "ignore", arbitrary_types_allowed=True, protected_namespaces=(), title=name
     )
     model = _made(lambda: create_model(name, __config__=config, **types_), of)  # type: ignore[call-overload]  # types
-    descriptor = Fields(fields, more=more, of=of, model=model, files=files)
-    _made(descriptor.json_schema, of)  # of a type that cannot be checked there is none
+    descriptor = Fields(fields, more=more, of=of, model=model, files=files, taken=taken)
+    _described(descriptor, of)
     return descriptor
 
 
@@ -346,14 +351,14 @@ class Body(File):
         return File.descriptor_id()
 
 
-def arguments_of_model(model: Any, *, of: str) -> IODescriptor[Any]:
+def arguments_of_model(model: Any, *, of: str, taken: str) -> IODescriptor[Any]:
     """The descriptor of arguments that a pydantic model describes: its fields are the names."""
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise InvalidArgument(f"The input_spec of {of} is a pydantic model, not {model!r}.")
     if issubclass(model, RootModel):
         return JSON(pydantic_model=model)
     fields = [{"name": f.alias or name, "required": f.is_required()} for name, f in model.model_fields.items()]
-    return ModelFields(fields, more=model.model_config.get("extra") == "allow", of=of, model=model)
+    return ModelFields(fields, more=model.model_config.get("extra") == "allow", of=of, model=model, taken=taken)
 
 
 class ModelFields(Fields):
@@ -361,7 +366,7 @@ class ModelFields(Fields):
 
     def _arguments(self, checked: BaseModel) -> dict[str, Any]:
         found = {name: getattr(checked, name) for name in type(checked).model_fields}
-        return {**found, **(checked.model_extra or {})}
+        return {**found, **self._more_of(checked)}
 
     @classmethod
     def descriptor_id(cls) -> str:
@@ -424,7 +429,7 @@ class Value(JSON):
 def _json(annotation: Any, of: str) -> JSON:
     checked = checked_type(annotation)
     descriptor: JSON = _made(lambda: Value(pydantic_model=type(None) if checked is None else checked), of)
-    _made(descriptor.json_schema, of)
+    _described(descriptor, of)
     return descriptor
 
 
@@ -437,6 +442,19 @@ class TypedText(Text):
 
     def to_spec(self) -> dict[str, Any]:
         return Text().to_spec()
+
+
+def _described(descriptor: IODescriptor[Any], of: str) -> None:
+    """InvalidArgument for a type that has no description, since nothing in a request could be checked against it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # the document of the service says it again
+        try:
+            descriptor.json_schema()
+        except PydanticInvalidForJsonSchema as error:
+            raise InvalidArgument(
+                f"An annotation of {of} is a type that no JSON can be checked against: {error.message}. Write a "
+                "pydantic model, a dataclass or a plain type, or leave it out."
+            ) from error
 
 
 def _made(make: Callable[[], Any], of: str) -> Any:

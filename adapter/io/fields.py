@@ -33,7 +33,8 @@ class Fields(IODescriptor[dict[str, Any]]):
 
     `fields` says of each its `name`, whether it is `required`, a `file`, or a list of files (`many`); `model` checks
     them, its fields in the same order and with these names as aliases; `files` reads those that are files. With `more`,
-    names that are no fields are arguments as well, else they are ignored. `of` is the function, for errors.
+    names that are no fields are arguments as well, all but `taken`, else they are ignored. `of` is the function, for
+    errors.
     """
 
     by_name = True
@@ -47,6 +48,7 @@ class Fields(IODescriptor[dict[str, Any]]):
         of: str = "the API",
         model: type[BaseModel] | None = None,
         files: Mapping[str, IODescriptor[Any]] | None = None,
+        taken: str = "",
     ) -> None:
         self.fields = tuple(dict(field) for field in fields)
         self.names = tuple(field["name"] for field in self.fields)
@@ -54,6 +56,7 @@ class Fields(IODescriptor[dict[str, Any]]):
         self.of = of
         self.model = model
         self.files = dict(files or {})
+        self.taken = taken
         self._many = {field["name"] for field in self.fields if field.get("many")}
         self._form = any(field.get("file") for field in self.fields)
         needs_form = any(field.get("file") and field["required"] for field in self.fields)
@@ -129,7 +132,13 @@ class Fields(IODescriptor[dict[str, Any]]):
 
     def _arguments(self, checked: BaseModel) -> dict[str, Any]:
         found = {name: getattr(checked, attribute) for name, attribute in self._attributes}
-        return {**found, **(checked.model_extra or {})} if self.more else found
+        return {**found, **self._more_of(checked)} if self.more else found
+
+    def _more_of(self, checked: BaseModel) -> Mapping[str, Any]:
+        more = checked.model_extra or {}
+        if self.taken in more:
+            raise BadInput(f"{self.of} cannot take an argument that is called {self.taken!r}; leave it out.")
+        return more
 
     def _checked(self, values: Any) -> dict[str, Any]:
         if not isinstance(values, dict):

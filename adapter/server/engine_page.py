@@ -71,7 +71,7 @@ class _Block:
 def _blocks(page: str) -> dict[str, _Block]:
     found: dict[str, _Block] = {}
     block = found[""] = _Block()  # of lines that belong to none
-    for line in page.splitlines():
+    for line in page.split("\n"):  # a label may have other ends of lines in it
         meta = _META.match(line)
         if meta is not None:
             block = found.setdefault(meta[2], _Block())

@@ -537,7 +537,8 @@ class Fronts:
                 return False
             logger.warning("The front process %s died (exit code %s); a new one starts.", front.index, code)
             self._board.count("adapter_front_restarts_total", "Front processes that died and were replaced.")
-            self._board.post()
+            with contextlib.suppress(OSError):  # a full disk is no reason to end; the next notice has the number, too
+                self._board.post()
             stop.wait([], self._pause)
             if stop.asked:
                 return True

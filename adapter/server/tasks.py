@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import sqlite3
@@ -51,6 +52,7 @@ CREATE TABLE IF NOT EXISTS tasks (
 );
 CREATE INDEX IF NOT EXISTS waiting ON tasks (state, created);
 """
+_BRIEF, _REQUEST, _ANSWER = ("state", "created", "begun"), ("request", "body"), ("state", "status", "headers", "answer")
 _STATUS = {"queued": "in_progress", "running": "in_progress"}
 
 
@@ -147,11 +149,11 @@ class TaskFile:
         rows = self._db.execute("SELECT id FROM tasks WHERE owner = ? AND state = 'cancelled'", (self.owner,))
         return {identity for (identity,) in rows.fetchall()}
 
-    def find(self, identity: str, api: str) -> dict[str, Any] | None:
-        """All that is known of a task of an API."""
-        cursor = self._db.execute("SELECT * FROM tasks WHERE id = ? AND api = ?", (identity, api))
-        row = cursor.fetchone()
-        return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))
+    def find(self, identity: str, api: str, columns: Sequence[str] = _BRIEF) -> dict[str, Any] | None:
+        """What is known of a task of an API."""
+        query = f"SELECT {', '.join(columns)} FROM tasks WHERE id = ? AND api = ?"
+        row = self._db.execute(query, (identity, api)).fetchone()
+        return None if row is None else dict(zip(columns, row, strict=True))
 
     def tidy(self) -> None:
         """Put back the tasks of workers that have died, and forget what is long over."""
@@ -246,10 +248,10 @@ class Tasks:
         self._woken.set()
         return identity
 
-    async def find(self, api: str, identity: str) -> dict[str, Any]:
+    async def find(self, api: str, identity: str, columns: Sequence[str] = _BRIEF) -> dict[str, Any]:
         if not identity:
             raise InvalidArgument("task_id is required: write for example ?task_id=….")
-        found = await self._act(lambda: self._open.find(identity, api))
+        found = await self._act(lambda: self._open.find(identity, api, columns))
         if found is None:
             raise NotFound(f"There is no task {identity[:80]!r} of {api}.")
         return found
@@ -263,7 +265,7 @@ class Tasks:
 
     async def retry(self, api: str, identity: str) -> str:
         """Begin a task anew, as another one."""
-        found = await self.find(api, identity)
+        found = await self.find(api, identity, _REQUEST)
         again = await self._act(lambda: self._open.add(api, found["request"], found["body"]))
         self._woken.set()
         return again
@@ -278,8 +280,7 @@ class Tasks:
                     if (running := self._running.get(identity)) is not None:
                         running.cancel()
                 while (free := self._free()) and (task := await self._take(free)) is not None:
-                    self._running[task.id] = asyncio.create_task(self._run(task))
-                    self._apis_running[task.id] = task.api
+                    self._begin(task)
             except sqlite3.Error:
                 logger.exception("The file of tasks cannot be used now.")
             self._woken.clear()
@@ -295,6 +296,17 @@ class Tasks:
         for api in self._apis_running.values():
             busy[self._apis[api].is_async] += 1
         return [name for name, api in self._apis.items() if busy[api.is_async] < self._room[api.is_async]]
+
+    def _begin(self, task: Task) -> None:
+        self._apis_running[task.id] = task.api
+        running = self._running[task.id] = asyncio.create_task(self._run(task))
+
+        def over(_: asyncio.Task[None]) -> None:  # also of one that is cancelled before its first step
+            self._running.pop(task.id, None)
+            self._apis_running.pop(task.id, None)
+            self._woken.set()
+
+        running.add_done_callback(over)
 
     async def _run(self, task: Task) -> None:
         request_id.set(task.id)
@@ -314,13 +326,22 @@ class Tasks:
         try:
             await self._endpoints[task.api](scope, _receive(task.body), answer.send)
             kept = json.dumps([[k.decode("latin-1"), v.decode("latin-1")] for k, v in answer.headers])
-            await self._act(lambda: self._open.finish(task.id, answer.status, kept, b"".join(answer.body)))
+            await self._keep_answer(task, answer.status, kept, b"".join(answer.body))
         except Exception:
             logger.exception("The task %s could not be ended.", task.id)
-        finally:
-            self._running.pop(task.id, None)
-            self._apis_running.pop(task.id, None)
-            self._woken.set()
+
+    async def _keep_answer(self, task: Task, status: int, headers: str, answer: bytes) -> None:
+        while True:
+            finish = functools.partial(self._open.finish, task.id, status, headers, answer)
+            try:
+                return await self._act(finish)
+            except (sqlite3.DataError, OverflowError):  # SQLite holds a gigabyte at most
+                sentence = f"The answer of this task is too large to be kept: {len(answer)} bytes."
+                logger.error("task %s: %s", task.id, sentence)
+                status, headers, answer = 500, _JSON, json.dumps({"error": sentence}).encode()
+            except sqlite3.OperationalError:  # somebody holds the file, or the disk is full
+                logger.exception("The answer of the task %s cannot be kept now; it is tried again.", task.id)
+                await asyncio.sleep(_POLL_S)
 
 
 class _Answer:
@@ -365,7 +386,11 @@ class TaskRoute:
             text = f"{scope['path']} does not answer {scope['method']}: send it a {expected}."
             response: Response = JSONResponse({"error": text}, 405, {"allow": expected})
         else:
-            response = await self._answer(Request(scope, receive))
+            try:
+                response = await self._answer(Request(scope, receive))
+            except sqlite3.OperationalError as error:
+                logger.exception("The file of tasks cannot be used now.")
+                raise ServiceUnavailable("The file of tasks cannot be used now; try again.") from error
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
@@ -376,8 +401,8 @@ class TaskRoute:
         if self._verb == "cancel":
             await self._tasks.cancel(name, identity)
             return JSONResponse({"task_id": identity, "status": "cancelled"})
-        found = await self._tasks.find(name, identity)
         if self._verb == "status":
+            found = await self._tasks.find(name, identity)
             return JSONResponse(
                 {
                     "task_id": identity,
@@ -386,6 +411,7 @@ class TaskRoute:
                     "executed_at": _time(found["begun"]),
                 }
             )
+        found = await self._tasks.find(name, identity, _ANSWER)
         if found["state"] not in ("completed", "failed"):
             state = "cancelled" if found["state"] == "cancelled" else "not completed yet"
             raise InvalidArgument(f"task {identity} is {state}")

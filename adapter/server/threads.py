@@ -73,7 +73,7 @@ class Threads:
         """Whether every thread is held by a function that nobody waits for any more."""
         return self._held >= self.count
 
-    async def run(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    async def run(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
         """Call a function on a thread, in a copy of the caller's context variables."""
         if self._held >= self.count:
             raise ServiceUnavailable(
@@ -95,6 +95,8 @@ class Threads:
             job.held = job.begun and not job.finished
             self._held += job.held
             raise
+        finally:
+            del job  # else its error, whose traceback has this frame, would be kept, and all that its call was given
 
     def _finish(self, job: _Job) -> None:
         self._unfinished -= 1

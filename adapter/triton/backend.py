@@ -33,7 +33,7 @@ class TritonPythonModel:
     """Triton's python backend calls these three methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        folder = Path(args["model_repository"]) / args["model_version"]
+        folder = Path(args["model_repository"]).absolute() / args["model_version"]  # the worker changes its folder
         config = json.loads(args["model_config"])
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]

@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import re
+import select
 import socket
 import struct
 import threading
@@ -98,6 +99,13 @@ class Frames:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._lock = threading.Lock()
+        self._writing = select.poll()
+        self._writing.register(sock, select.POLLOUT)
+
+    @property
+    def writable(self) -> bool:
+        """Whether what is small can be sent without waiting for another thread or for the other side."""
+        return not self._lock.locked() and bool(self._writing.poll(0))
 
     def send(self, header: Any, parts: Sequence[Any] = ()) -> None:
         """Send a header and bytes in parts; waits while the other side has not read what came before."""

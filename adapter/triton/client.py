@@ -338,13 +338,11 @@ class TritonTransport:
                     del waiting[0]
                 waiting.append((call, call.for_task(loop)))
                 lane.submit(call)
-            for _, future in waiting:
-                results.append(await future)
+            while waiting:
+                results.append(await waiting[0][1])
+                del waiting[0]
         except BaseException:
-            for call, future in waiting:
-                lane.abandon(call)
-                if future.done() and not future.cancelled():
-                    future.exception()  # one is raised, for all
+            _give_up(lane, waiting)
             raise
         return route.result(results)
 
@@ -398,6 +396,18 @@ def _counted(observer: _Observed) -> Iterator[None]:
     finally:
         observer.flights(-1)
         observer.ended(time.perf_counter() - begun, failed)
+
+
+def _give_up(lane: Lane, waiting: list[tuple[Call, asyncio.Future[Any]]]) -> None:
+    """Abandon the calls of which one has failed.
+
+    None is left in `waiting`: an error whose traceback leads to its own future would be kept, with all that was sent.
+    """
+    while waiting:
+        call, future = waiting.pop()
+        lane.abandon(call)
+        if future.done() and not future.cancelled():
+            future.exception()  # one is raised, for all
 
 
 def _submit(arrival: tuple[Lane, Call]) -> None:

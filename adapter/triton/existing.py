@@ -36,6 +36,7 @@ from adapter.triton.lanes import Call
 from adapter.triton.rpc import RpcError
 
 _ENTRY = re.compile(r"[A-Za-z0-9._-]+")
+_PLACE = re.compile(r"grpc://.+|(?!.*://).+")
 _LOADS = "--load-model="
 _IMPLIED = ("--model-control-mode=explicit",)
 _NUMBERS = ("BOOL", *(f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)), "FP16", "FP32", "FP64")
@@ -75,6 +76,14 @@ class Runner(runners.Runner):
                 f"tritonserver_type is 'grpc', not {tritonserver_type!r}: Triton is called over gRPC."
             )
         place = str(model_repository)
+        folder_or_address = isinstance(model_repository, (str, Path)) and _PLACE.fullmatch(place)
+        if not folder_or_address:
+            raise InvalidArgument(
+                "model_repository is a folder, or the address of a Triton such as grpc://host:8001, not "
+                f"{model_repository!r}."
+            )
+        if isinstance(models, str):
+            raise InvalidArgument(f"models is a list of entries, such as [{models!r}], not {models!r}.")
         wanted = tuple(dict.fromkeys([*_loaded(cli_args), *(models or ())]))
         for entry in wanted:
             if not isinstance(entry, str) or not _ENTRY.fullmatch(entry):

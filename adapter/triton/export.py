@@ -58,7 +58,7 @@ _RUNTIME = (
         "models.py",
         "requirements.py",
         "ledger.py",
-        "recorded.py",
+        "worker_metrics.py",
         "measured.py",
         "metrics.py",
     ),

@@ -76,8 +76,12 @@ class Call:
 
         def wait() -> Any:
             lock.acquire()
-            if self.error is not None:
-                raise self.error
+            error, self.error = self.error, None
+            try:
+                if error is not None:
+                    raise error
+            finally:
+                del error  # its traceback leads here and to this call: it would be kept, with all that was sent
             return self.result
 
         return wait

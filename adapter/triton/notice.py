@@ -65,7 +65,7 @@ class Board:
         self._notice = Notice()
         self._numbers: dict[tuple[str, tuple[tuple[str, str], ...]], Number] = {}
         self._bells: set[int] = set()
-        self._write()
+        self._write(self._notice)
 
     @property
     def notice(self) -> Notice:
@@ -78,8 +78,8 @@ class Board:
             if notice == self._notice:
                 return
             rings = any(getattr(notice, f.name) != getattr(self._notice, f.name) for f in fields(notice)[:-1])
+            self._write(notice)  # first: what could not be written is put up by the next call
             self._notice = notice
-            self._write()
             if rings:
                 for bell in self._bells:
                     os.eventfd_write(bell, 1)
@@ -108,9 +108,9 @@ class Board:
             self._bells.discard(bell)
             os.close(bell)
 
-    def _write(self) -> None:
+    def _write(self, notice: Notice) -> None:
         part = self.path.with_suffix(".part")
-        part.write_text(self._notice.to_json())
+        part.write_text(notice.to_json())
         part.replace(self.path)
 
 

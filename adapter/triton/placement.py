@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from adapter.exceptions import AdapterError, ExportError, sentence
@@ -64,11 +64,8 @@ def placement(runner: RunnerSpec, machine: Machine) -> Placement:
     Raises ExportError where it names a GPU that the machine lacks, or its strategy fails.
     """
     request = runner.resources.request(machine)
-    if supports_gpu(runner.runnable_class) and request[GPU_NAME] and max(request[GPU_NAME]) >= machine.gpus:
-        raise ExportError(
-            f"The runner {runner.name!r} names GPU {max(request[GPU_NAME])}, but the machine has {_gpus(machine)}: say "
-            "with `adapter export --gpus` how many there are where it is served."
-        )
+    if supports_gpu(runner.runnable_class):
+        _check_gpus(request[GPU_NAME], f"The runner {runner.name!r}", machine)
     strategy, each = runner.strategy or DefaultStrategy, runner.workers_per_resource
     named = getattr(strategy, "__name__", type(strategy).__name__)
     try:
@@ -84,18 +81,33 @@ def placement(runner: RunnerSpec, machine: Machine) -> Placement:
         ]
     except AdapterError:
         raise
-    except Exception as error:  # the edge to user code
+    except (Exception, SystemExit) as error:  # the edge to user code
         raise ExportError(f"The strategy {named} of the runner {runner.name!r} failed: {sentence(error)}.") from error
-    return Placement(_groups(environments))
+    groups = _groups(environments)
+    used = [gpu for group in groups for gpu in group.gpus]
+    _check_gpus(used, f"The strategy {named} of the runner {runner.name!r}", machine)
+    return Placement(groups)
+
+
+def _check_gpus(indices: Sequence[int], who: str, machine: Machine) -> None:
+    if indices and max(indices) >= machine.gpus:
+        raise ExportError(
+            f"{who} names GPU {max(indices)}, but the machine has {_gpus(machine)}: say with `adapter export --gpus` "
+            "how many there are where it is served."
+        )
 
 
 def _environment(given: object, function: str) -> Mapping[str, str]:
     if not isinstance(given, Mapping) or not all(
-        isinstance(k, str) and k and "=" not in k and isinstance(v, (str, int, float)) and "\0" not in f"{k}{v}"
+        isinstance(k, str) and k and "=" not in k and isinstance(v, (str, int, float)) and _can_be_set(f"{k}{v}")
         for k, v in given.items()
     ):
         raise ExportError(f"{function} returned {given!r}, but an environment is a mapping from names to texts.")
     return {name: str(value) for name, value in given.items()}
+
+
+def _can_be_set(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _groups(environments: list[Mapping[str, str]]) -> tuple[Group, ...]:

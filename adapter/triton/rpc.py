@@ -28,6 +28,8 @@ _END_STREAM = _ACK = 0x1
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 2, 3, 4, 5
 _CANCEL = 0x8
+_REFUSED_STREAM = 0x7
+_MOST_REFUSALS, _REFUSED_S = 5, 0.01
 _DEFAULT_WINDOW, _LARGEST_WINDOW = 65_535, 2**31 - 1
 _DEFAULT_FRAME, _LARGEST_FRAME = 16_384, 2**24 - 1
 _LAST_STREAM = 2**31 - 1
@@ -168,7 +170,7 @@ class Channel:
 class _Stream:
     """One call: its answer, and what has come of it."""
 
-    __slots__ = ("answer", "chunks", "fields", "head", "number", "unsent", "window")
+    __slots__ = ("answer", "chunks", "fields", "head", "number", "refusals", "unsent", "window")
     finished = True  # nothing will be sent but what is in `unsent`
 
     def __init__(self, answer: asyncio.Future[bytes], head: bytes, unsent: memoryview) -> None:
@@ -177,6 +179,7 @@ class _Stream:
         self.unsent = unsent  # what the server's windows have not let through yet
         self.number = 0  # while it waits for another call to end
         self.window = 0
+        self.refusals = 0
         self.chunks: list[bytes] = []
         self.fields: dict[str, str] = {}
 
@@ -306,6 +309,8 @@ class _Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             self.give_up(stream)
             raise
+        finally:
+            del answer, stream  # an error, whose traceback leads here, would be kept, with all that was sent
 
     def stream(self, path: str, metadata: Metadata) -> Stream:
         stream = Stream(self, self.loop.create_future(), self._head(path, math.inf, metadata))
@@ -525,10 +530,24 @@ class _Connection(asyncio.Protocol):
             reset = self._forget(number)
             if reset is not None:
                 reason = int.from_bytes(payload[:4], "big")
+                if reason == _REFUSED_STREAM and reset.refusals < _MOST_REFUSALS and not isinstance(reset, Stream):
+                    self._begin_again(reset)
+                    return
                 code = Code.CANCELLED if reason == _CANCEL else Code.UNAVAILABLE
                 _refuse(reset, code, f"{self._authority} ended the call (HTTP/2 error {reason})")
         elif kind == _GOAWAY:
             self._go_away(int.from_bytes(payload[:4], "big") & _LAST_STREAM)
+
+    def _begin_again(self, stream: _Stream) -> None:
+        """Send a call once more, soon: the server has not looked at it, since it still counts one that has ended."""
+        stream.refusals += 1
+        stream.unsent = memoryview(stream.unsent.obj)  # all of it
+
+        def start() -> None:
+            if not stream.answer.done():
+                self._start(stream)
+
+        self.loop.call_later(_REFUSED_S, start)
 
     def _settle(self, payload: bytes) -> None:
         for key, value in _SETTING.iter_unpack(payload):

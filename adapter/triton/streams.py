@@ -147,12 +147,13 @@ class _Link:
         """Tell the worker of streams that nobody reads any more, and see that its loop turns."""
         with self._lock:
             open_streams = list(self._senders.items())
+        if not open_streams or not self._frames.writable:  # a worker that reads nothing must not hold its end up
+            return
         with contextlib.suppress(OSError):
             for number, sender in open_streams:
                 if sender.cancelled():
                     self._frames.send(["cancel", number])
-            if open_streams:
-                self._frames.send(["ping"])
+            self._frames.send(["ping"])
 
     def _hung(self, now: float) -> bool:
         return bool(self._senders) and now - self._heard > self._limit_s

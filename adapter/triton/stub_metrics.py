@@ -91,7 +91,7 @@ class StubMetrics:
         self._apply(self._reader)
         for record in self._reader.records:
             mode = record.about.get("multiprocess_mode", "")
-            if mode.startswith("live") and mode != "livemostrecent":
+            if mode.startswith("live") and not _is_shared(record):
                 self._set(record, 0.0 if mode == "livesum" else math.nan)
         os.close(self._memory)
         self._reader = self._memory = None
@@ -106,7 +106,8 @@ class StubMetrics:
                 continue
             self._shown[record.place] = numbers
             if record.about["kind"] == "Gauge":
-                self._set(record, numbers[0])
+                if not (_is_shared(record) and math.isnan(numbers[0])):
+                    self._set(record, numbers[0])
                 continue
             changes = [new - old for new, old in zip(numbers, before or [0.0] * record.count, strict=True)]
             for kind, name, labels, change in added(record.about, changes):
@@ -115,7 +116,7 @@ class StubMetrics:
     def _set(self, record: Record, value: float) -> None:
         about = record.about
         mode = about["multiprocess_mode"]
-        own = {} if mode.endswith("mostrecent") else {INSTANCE: self._instance}
+        own = {} if _is_shared(record) else {INSTANCE: self._instance}
         self._change("GAUGE", about["name"], about["help"], {**about["labels"], MODE: mode, **own}, "set", value)
 
     def _add(self, kind: str, name: str, documentation: str, labels: Mapping[str, str], change: float) -> None:
@@ -144,6 +145,11 @@ class StubMetrics:
             family = kinds(name=name, description=" ".join(documentation.split()), kind=getattr(kinds, kind))
             self._families[name] = _kept(family)
         return _kept(family.Metric(labels=dict(labels)))
+
+
+def _is_shared(record: Record) -> bool:
+    """Whether all instances have one number together: the one that was set last, NaN in a ledger where none was."""
+    return bool(record.about.get("multiprocess_mode", "").endswith("mostrecent"))
 
 
 def added(about: Mapping[str, Any], changes: Sequence[float]) -> Iterator[tuple[str, str, Mapping[str, str], float]]:

@@ -38,6 +38,7 @@ _LEAKED_S = 4.0  # a version that can be unloaded is, by then: its requests on a
 _SLOW_RESTART_S = 1.0  # a worker that takes no longer to be replaced is not worth telling
 _PROVEN_S = 2.0  # what kept dying has to live this long to be called ready
 _POLL_S = 0.1
+_RETRY_S = 1.0
 
 
 @dataclass
@@ -101,9 +102,13 @@ class _Retired:
 class Watchdog:
     """Owns the engine, which may be another one after each death; a thread of its own does the work."""
 
-    def __init__(self, make: Make, board: Board, patience_s: float) -> None:
-        """`make` starts an engine; nobody waits longer than `patience_s` for the answer of one that is replaced."""
+    def __init__(self, make: Make, board: Board, patience_s: float, start_s: float = START_S) -> None:
+        """`make` starts an engine; nobody waits longer than `patience_s` for the answer of one that is replaced.
+
+        Entries have `start_s` to be loaded.
+        """
         self._make = make
+        self._start_s = start_s
         self._board = board
         self._patience_s = patience_s
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -134,7 +139,7 @@ class Watchdog:
     def start(self, entries: Sequence[str]) -> None:
         """Start the engine and wait until it serves `entries`; EngineError where it does not."""
         self._engine = self._make(entries, self._listen)
-        self._engine.wait_ready(START_S)
+        self._engine.wait_ready(self._start_s)
         self._adopt(self._engine)
         self._tell()
         self._thread.start()
@@ -192,8 +197,9 @@ class Watchdog:
                 if not self._stopping.is_set():
                     self._look()
             except Exception:  # the edge of a thread: without it nothing would be repaired any more
-                logger.exception("The watchdog of the engine failed; it goes on.")
-                self._stopping.wait(_POLL_S)
+                logger.exception("The watchdog of the engine failed; it looks again in %g s.", _RETRY_S)
+                self._stopping.wait(_RETRY_S)
+                self._ring()
 
     def _wait(self) -> None:
         poll = select.poll()
@@ -329,7 +335,7 @@ class Watchdog:
             elif repair.load is None and repair.due <= now:
                 repair.due, repair.begun = math.inf, now
                 self._loads += 1
-                repair.load = self.engine.control.restart(entry, self._loads, START_S, self._ring)
+                repair.load = self.engine.control.restart(entry, self._loads, self._start_s, self._ring)
         for pid in [pid for pid, (until, _) in self._dead.items() if until <= now]:
             _, version = self._dead.pop(pid)
             if ended_badly(pid) is not None and version not in self._leaked:
@@ -428,7 +434,7 @@ class Watchdog:
             if self._stopping.wait(pause):
                 return
             engine = started = self._make(entries, self._listen)
-            engine.wait_ready(START_S, self._stopping)
+            engine.wait_ready(self._start_s, self._stopping)
         except Exception as error:  # noqa: BLE001  # the edge of a thread: nothing would be started any more
             if engine is not None:
                 engine.stop()

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter import models, payload, recorded, warmup
+from adapter import models, payload, warmup, worker_metrics
 from adapter.exceptions import AdapterError, InvalidArgument, NotFound, RemoteException, message_of, told
 from adapter.invocation import END, Invoker, Outcome, end, error_of
 from adapter.ledger import Ledger
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         spec = EntrySpec.read(folder)
         worker_log.set_up(spec.entry)
-        recorded.use(Ledger(ledger_fd, functools.partial(os.eventfd_write, wake_fd, 1)))
+        worker_metrics.use(Ledger(ledger_fd, functools.partial(os.eventfd_write, wake_fd, 1)))
         runnable, methods = load(folder, spec)
         if spec.stream:
             worker: Worker | StreamWorker = StreamWorker(runnable, methods, spec, Frames(sock), _reported)

@@ -57,6 +57,23 @@ def test_runners(serve: Serve, run_adapter: Run, tmp_path: Path) -> None:
     assert '{"chips": ["a", "b"]}' in shown
 
 
+def test_metrics(serve: Serve, tmp_path: Path) -> None:
+    orders, reader = blocks("observability.md")
+    parts = (
+        "import adapter\nfrom adapter.io import Text\n",
+        reader.replace("...", "return 'read'"),
+        "runner = adapter.Runner(Reader)\nsvc = adapter.Service('cafe', runners=[runner])\n",
+        orders.replace("...", "return await runner.read.async_run(kind.encode())"),
+    )
+    (tmp_path / "service.py").write_text("".join(parts))
+    served = serve("service:svc", "--development", working_dir=tmp_path)
+    assert served.post("/order", content="tea").text == "read"
+    page = served.get("/metrics").text
+    assert 'orders_total{kind="tea"} 1.0' in page
+    assert "bytes_read_sum 3.0" in page
+    assert "read_seconds_count 1.0" in page
+
+
 def test_streaming(serve: Serve, tmp_path: Path) -> None:
     (service,) = blocks("streaming.md")
     (tmp_path / "service.py").write_text(service)

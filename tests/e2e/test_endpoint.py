@@ -7,6 +7,7 @@ import concurrent.futures
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,8 +63,16 @@ def png(width: int, height: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def endpoint(start_adapter: Serve) -> Served:
-    served = start(start_adapter, env={"ADAPTER_REPLICA_NAME": "replica-7"})
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `setup` waits for: a file, which is there unless a test takes it away."""
+    gate = tmp_path_factory.mktemp("gate") / "open"
+    gate.touch()
+    return gate
+
+
+@pytest.fixture(scope="module")
+def endpoint(start_adapter: Serve, gate: Path) -> Served:
+    served = start(start_adapter, env={"ADAPTER_REPLICA_NAME": "replica-7", "GATE": str(gate)})
     states_until(served, "RUNNING")
     return served
 
@@ -230,25 +239,23 @@ def test_calls_that_wait_behind_a_death_are_answered(running: Served) -> None:
     states_until(running, "RUNNING")
 
 
-def test_calls_do_not_wait_for_a_slow_setup_after_a_death(start_adapter: Serve, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
-    served = start(start_adapter, env={"GATE": str(gate)})
-    states_until(served, "RUNNING")
-    pid = process(served)
+def test_calls_do_not_wait_for_a_slow_setup_after_a_death(running: Served, gate: Path) -> None:
+    pid = process(running)
     gate.unlink()
-    calls = in_background(lambda: served.post("/infer", json={"name": "you", "seconds": 1.0}), 3)
-    time.sleep(0.3)
-    os.kill(pid, signal.SIGKILL)
-    killed = time.monotonic()
-    assert [call.result().status_code for call in calls] == [503, 503, 503]
-    assert time.monotonic() - killed < 10
-    assert states_until(served, "SETUP_SERVICE")[-1] == "SETUP_SERVICE"
-    refused = served.post("/infer", json={"name": "you"})
-    assert (refused.status_code, refused.json()) == (503, {"status": "SETUP_SERVICE"})
-    gate.touch()
-    states_until(served, "RUNNING")
-    assert served.post("/infer", json={"name": "you"}).status_code == 200
+    try:
+        calls = in_background(lambda: running.post("/infer", json={"name": "you", "seconds": 1.0}), 3)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        assert [call.result().status_code for call in calls] == [503, 503, 503]
+        assert time.monotonic() - killed < 10
+        states_until(running, "SETUP_SERVICE")
+        refused = running.post("/infer", json={"name": "you"})
+        assert (refused.status_code, refused.json()) == (503, {"status": "SETUP_SERVICE"})
+    finally:
+        gate.touch()
+    states_until(running, "RUNNING")
+    assert running.post("/infer", json={"name": "you"}).status_code == 200
 
 
 # ---- starting and ending --------------------------------------------------------------------------------------------
@@ -265,24 +272,21 @@ def test_the_states_of_a_slow_start_are_seen_and_sigterm_ends_it(start_adapter: 
     served.wait_for(r"status: SHUTTING_DOWN -> STOPPED")
 
 
-def test_sigterm_lets_a_call_end_and_runs_the_hook(start_adapter: Serve) -> None:
+def test_sigterm_lets_a_call_end_and_waits_for_nothing_that_hangs(start_adapter: Serve) -> None:
     served = start(start_adapter)
     states_until(served, "RUNNING")
-    (call,) = in_background(lambda: served.post("/infer", json={"name": "you", "seconds": 1.0}))
+    (call,) = in_background(lambda: served.post("/infer", json={"name": "you", "seconds": 1.5}))
     time.sleep(0.3)
-    assert served.stop() == 0
+    (hung,) = in_background(lambda: served.post("/infer", json={"name": "you", "seconds": 600}))
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(b"POST /infer HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        time.sleep(0.5)
+        assert served.stop() == 0
     assert call.result().json()["output"] == "Hello, you!"
+    assert hung.result().status_code == 503
     pid = served.process.pid
-    served.wait_for(rf"shut down in {pid}, made in {pid}, locked: False")
-
-
-def test_sigterm_does_not_wait_for_a_call_that_hangs(start_adapter: Serve) -> None:
-    served = start(start_adapter)
-    states_until(served, "RUNNING")
-    (call,) = in_background(lambda: served.post("/infer", json={"name": "you", "seconds": 600}))
-    time.sleep(0.3)
-    assert served.stop() == 0
-    assert call.result().status_code == 503
+    assert f"shut down in {pid}, made in {pid}, locked: False" in served.log
 
 
 def test_a_setup_that_fails_ends_the_server_with_1(start_adapter: Serve) -> None:
@@ -347,6 +351,7 @@ PROGRAM = """
 import asyncio
 import threading
 
+import iniconfig  # one beside the program, not the one that is installed
 from adapter.endpoint import Server, Service
 
 
@@ -356,6 +361,9 @@ class Mine(Service):
 
     def on_server_startup(self) -> None:
         self.begun += 1
+
+    def setup(self) -> None:
+        self.mine = iniconfig.MINE
 
     def infer(self, n: int) -> int:
         return n + self.begun
@@ -378,6 +386,7 @@ if __name__ == "__main__":
 
 def test_a_server_in_a_program_of_ones_own_can_stop_and_start_again(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "iniconfig.py").write_text("MINE = True")
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
@@ -387,6 +396,7 @@ def test_a_server_in_a_program_of_ones_own_can_stop_and_start_again(tmp_path: Pa
 def test_a_service_that_cannot_be_handed_over_is_told(start_adapter: Serve, tmp_path: Path) -> None:
     made = PROGRAM.replace("self.begun = 0", "self.begun, self.lock = 0, threading.Lock()")
     (tmp_path / "service.py").write_text(made)
+    (tmp_path / "iniconfig.py").write_text("MINE = True")
     served = start_adapter("server", "run", "--port", "0", working_dir=tmp_path)
     assert served.process.wait(30) == 1
     served.wait_for(r"cannot pickle '_thread.lock' object. Make such an object in setup\(\)")

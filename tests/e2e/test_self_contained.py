@@ -127,13 +127,13 @@ def client(
     }
     command = [
         str(installation.tritonserver),
-        f"--model-repository={repository}",
+        f"--model-repository={repository.name}",  # as people write it, where they stand
         f"--backend-directory={installation.backends()}",
         *("--model-control-mode=explicit", "--load-model=*", "--disable-auto-complete-config"),
         *("--allow-http=false", "--allow-metrics=false", "--grpc-address=127.0.0.1", f"--grpc-port={port}"),
     ]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=env, stdout=file, stderr=file, cwd="/")
+        process = subprocess.Popen(command, env=env, stdout=file, stderr=file, cwd=repository.parent)
     made = triton.InferenceServerClient(f"127.0.0.1:{port}")
     try:
         until = time.monotonic() + 60

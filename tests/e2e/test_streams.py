@@ -171,7 +171,14 @@ def test_async_step_that_takes_too_long_ends_its_stream_alone(served: Served) ->
 
 def test_sync_step_that_takes_too_long_costs_the_worker(served: Served) -> None:
     """It cannot be interrupted, and the other streams of its process wait for it."""
-    assert read(served, "stuck", x=1) == "1!"
+    with stream(served, "stuck", x=1) as response:
+        texts = response.iter_text()
+        assert next(texts) == "1"
+        time.sleep(0.1)
+        waiting = ask(served, "words", text="a " * 500_000)  # more than a process that reads nothing can be sent
+        assert (waiting.status_code, waiting.headers["retry-after"]) == (503, "1")
+        with pytest.raises(httpx.RemoteProtocolError):
+            next(texts)
     served.wait_for(r"speaker\.stream died \(call limit\)")
     assert ask(served, "words", text="a b").text == "a b "
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
 from collections.abc import Coroutine
@@ -14,6 +15,7 @@ import pytest
 from adapter.endpoint import Server, Service, path
 from adapter.endpoint.types import File
 from adapter.exceptions import BodyTooLarge, ServiceUnavailable, StateException
+from adapter.triton.installation import Installation
 
 
 class Plain(Service):
@@ -106,6 +108,29 @@ def test_it_starts_from_rest_only_and_starts_again() -> None:
             assert server.state is Server.State.STOPPED
 
     in_loop(work())
+
+
+class Picklable(Service):
+    def infer(self, number: float) -> float:
+        return number
+
+
+def test_an_engine_that_cannot_be_started_for_any_reason_ends_the_program(caplog: pytest.LogCaptureFixture) -> None:
+    def find_engine() -> Installation:
+        raise OSError("no space left on the disk")
+
+    server = Server(Picklable(), find_engine=find_engine)
+
+    async def work() -> None:
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        async with server.prepare_for_serving():
+            assert server.state is Server.State.LAUNCH_PREDICT_LOOP
+            await told.wait()
+
+    in_loop(work())
+    assert server.state is Server.State.STOPPED
+    assert "no space left on the disk" in caplog.text
 
 
 def test_a_setup_that_hangs_can_be_given_up() -> None:

@@ -30,9 +30,11 @@ _TORCH = "torch==2.13.0"
 class Group:
     """Libraries that one environment holds; `tests` are the files that need them, `shown` what the table names.
 
+    `extras` are those of `pyproject.toml`, whose lower bounds hold here too; `requirements` are what else is needed.
     `warnings` are pytest's `-W`: a library that warns when it is imported would fail its tests.
     """
 
+    extras: tuple[str, ...]
     requirements: tuple[str, ...]
     tests: tuple[str, ...]
     shown: tuple[str, ...]
@@ -41,28 +43,32 @@ class Group:
 
 GROUPS = {
     "torch": Group(
-        (_TORCH, "pytorch-lightning>=2.2"),
+        ("torch", "lightning"),
+        (_TORCH,),
         ("test_pytorch.py", "test_torchscript.py", "test_pytorch_lightning.py", "test_libtorch.py"),
         ("torch", "pytorch-lightning"),
     ),
     "huggingface": Group(
-        (_TORCH, "transformers>=4.38", "diffusers>=0.27", "accelerate>=0.27"),
+        ("transformers", "diffusers"),
+        (_TORCH,),
         ("test_transformers.py", "test_diffusers.py"),
         ("transformers", "diffusers"),
     ),
+    # the extra's own tensorflow would bring the libraries of CUDA
     "tensorflow": Group(
-        ("tensorflow-cpu>=2.16",), ("test_keras.py", "test_tensorflow.py"), ("keras", "tensorflow-cpu")
+        (), ("tensorflow-cpu>=2.16",), ("test_keras.py", "test_tensorflow.py"), ("keras", "tensorflow-cpu")
     ),
-    "flax": Group(("flax>=0.8",), ("test_flax.py",), ("flax", "jax")),
-    "mlflow": Group(("mlflow>=2.10", "scikit-learn>=1.3"), ("test_mlflow.py",), ("mlflow",)),
+    "flax": Group(("flax",), (), ("test_flax.py",), ("flax", "jax")),
+    "mlflow": Group(("mlflow", "sklearn"), (), ("test_mlflow.py",), ("mlflow",)),
     # torchvision knows no CPU build of torch: this one brings the libraries of CUDA, several gigabytes
     "vision": Group(
-        ("torch==2.14.1", "torchvision==0.29.1", "fastai>=2.7", "easyocr>=1.7"),
+        ("fastai", "easyocr"),
+        ("torch==2.14.1", "torchvision==0.29.1"),
         ("test_fastai.py", "test_easyocr.py"),
         ("fastai", "easyocr", "torch"),
         warnings="ignore",
     ),
-    "catboost": Group(("catboost>=1.2",), ("test_catboost.py",), ("catboost",)),
+    "catboost": Group(("catboost",), (), ("test_catboost.py",), ("catboost",)),
 }
 
 
@@ -108,17 +114,18 @@ def made(folder: Path, group: Group, python: str) -> Path:
     """An environment with the libraries of a group, made anew where what it was made of has changed."""
     stamp, project = folder / "made-of", (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     version = subprocess.run([python, "-VV"], check=True, capture_output=True, text=True).stdout
-    of = [digest(version, *group.requirements), digest(project, *_OF_EVERY_GROUP)]
+    of = [digest(version, *group.extras, *group.requirements), digest(project, *_OF_EVERY_GROUP)]
     before = stamp.read_text().split() if stamp.exists() else []
     if before == of:
         return folder
-    print(f"making {folder}: {', '.join(group.requirements)}", flush=True)
+    print(f"making {folder}: {', '.join((*group.extras, *group.requirements))}", flush=True)
     if before[:1] != of[:1]:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", str(folder)], check=True)
     stamp.unlink(missing_ok=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--editable", str(ROOT), *group.requirements, *_OF_EVERY_GROUP], check=True)
+    itself = f"{ROOT}[{','.join(group.extras)}]" if group.extras else str(ROOT)
+    subprocess.run([*pip, "--editable", itself, *group.requirements, *_OF_EVERY_GROUP], check=True)
     stamp.write_text("\n".join(of))
     return folder
 

@@ -21,6 +21,14 @@ def test_every_framework_has_tests() -> None:
     assert all((HERE / file).exists() for file in named)
 
 
+def test_groups_take_the_lower_bounds_of_the_extras() -> None:
+    project = (environments.ROOT / "pyproject.toml").read_text()
+    for group in GROUPS.values():
+        assert all(f"\n{extra} = [" in project for extra in group.extras)
+        # what an extra does not say: a build for CPUs alone, or the one version that all of them bear
+        assert all("==" in each or each.startswith("tensorflow-cpu>=") for each in group.requirements)
+
+
 MISSING = [
     ("pytorch", "torch", "torch"),
     ("torchscript", "torch", "torch"),
@@ -89,7 +97,7 @@ def test_group_whose_library_is_missing_fails(tmp_path: Path, capfd: pytest.Capt
     python = tmp_path / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    group = Group((), ("test_easyocr.py",), ())
+    group = Group((), (), ("test_easyocr.py",), ())
     (result,) = environments.tried("bare", group, tmp_path)
     assert (result.passed, result.failed) == (0, 1)
     assert "No module named 'easyocr'" in capfd.readouterr().out

@@ -29,7 +29,7 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from adapter import models
-from adapter.exceptions import InvalidArgument, RemoteException
+from adapter.exceptions import InvalidArgument, RemoteException, StateException
 from adapter.frameworks import sklearn
 from adapter.model import Model, Parameter, Signature
 from adapter.runnable import supports_threads
@@ -295,6 +295,19 @@ def test_load_model_when_another_version_saved_it(caplog: pytest.LogCaptureFixtu
         f"{here[1]}): it may fail to load or give other results, so install what it was saved with, or save it again "
         "with what is here."
     )
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None])
+def test_load_model_when_its_file_is_damaged(content: bytes | None) -> None:
+    file = Path(sklearn.save_model("numbers", LinearRegression().fit(X, Y)).path_of("saved_model.pkl"))
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(
+        StateException, match=r"The model numbers:\w+ cannot be loaded from .* its files may be damaged"
+    ):
+        sklearn.load_model("numbers")
 
 
 def test_save_model_when_a_step_is_of_another_library() -> None:

@@ -42,6 +42,14 @@ def test_counters_of_one_name_are_added_up() -> None:
     assert numbers["a "] == 1
 
 
+def test_labels_may_have_any_character() -> None:
+    odd = "a\u2028b\x85c\x0bd\re"
+    other = f'# HELP cups_total Cups.\n# TYPE cups_total counter\ncups_total{{kind="{odd}"}} 3\n'
+    other += f'# HELP q Q.\n# TYPE q gauge\nq{{adapter_instance="i",adapter_mode="livesum",kind="{odd}"}} 4\n'
+    numbers = _numbers(joined(PAGE, other))
+    assert (numbers[f"cups_total kind={odd}"], numbers[f"q kind={odd}"]) == (3, 4)
+
+
 def _gauges(name: str, mode: str, *values: str) -> str:
     lines = [f'{name}{{adapter_instance="i{n}",adapter_mode="{mode}"}} {v}\n' for n, v in enumerate(values)]
     return f"# HELP {name} Q.\n# TYPE {name} gauge\n{''.join(lines)}"

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 import adapter
 from adapter.client import AsyncHTTPClient
 from adapter.exceptions import AdapterError, DeadlineExceeded, InvalidArgument, NotFound
-from adapter.server.tasks import MOST_ATTEMPTS, TaskFile
+from adapter.server.tasks import MOST_ATTEMPTS, Task, TaskFile, Tasks
 from adapter.testing import TestClient
 
 GATE = threading.Event()
@@ -102,6 +107,47 @@ def test_task_that_is_cancelled_ends_at_once(client: TestClient) -> None:
         task.get()
     with pytest.raises(InvalidArgument, match="is cancelled already"):
         task.cancel()
+
+
+def test_tasks_that_are_cancelled_before_their_first_step_leave_their_room(tmp_path: Path) -> None:
+    async def run() -> dict[str, str]:
+        tasks = Tasks({"x": never}, {"x": typing.cast(Any, Jobs).apis["double"]}, 1)
+        await tasks.start(tmp_path)
+        for _ in range(3):
+            tasks._begin(Task("a", "x", "{}", b""))
+            tasks._running["a"].cancel()
+            await asyncio.sleep(0.01)
+        left = dict(tasks._apis_running)
+        await tasks.stop()
+        return left
+
+    async def never(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError
+
+    assert asyncio.run(run()) == {}
+
+
+def test_answer_is_kept_when_the_file_can_be_used_again(tmp_path: Path) -> None:
+    async def run() -> Any:
+        tasks = Tasks({"x": answer}, {"x": typing.cast(Any, Jobs).apis["double"]}, 1)
+        await tasks.start(tmp_path)
+        await tasks._act(lambda: tasks._open._db.execute("PRAGMA busy_timeout = 10"))
+        identity = await tasks._act(lambda: tasks._open.add("x", '{"headers": [], "query": ""}', b""))
+        tasks._woken.set()
+        while (await tasks.find("x", identity))["state"] != "completed":
+            await asyncio.sleep(0.05)
+        await tasks.stop()
+        return holder.in_transaction
+
+    holder = sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        holder.execute("BEGIN IMMEDIATE")  # nobody else can write for a while
+        asyncio.get_running_loop().call_later(0.5, lambda: holder.execute("COMMIT"))
+        await Response("done")(scope, receive, send)
+
+    assert asyncio.run(asyncio.wait_for(run(), 20)) is False
+    holder.close()
 
 
 def test_many_async_tasks_run_together(client: TestClient) -> None:
@@ -221,12 +267,12 @@ def test_task_of_a_worker_that_died_is_taken_again_and_fails_in_the_end(file: Ta
     for _ in range(MOST_ATTEMPTS - 1):
         killed(tmp_path)
         file.tidy()
-        found = file.find(identity, "x")
+        found = file.find(identity, "x", ("state", "owner"))
         assert found is not None
         assert (found["state"], found["owner"]) == ("queued", None)
     killed(tmp_path)
     file.tidy()
-    found = file.find(identity, "x")
+    found = file.find(identity, "x", ("state", "status", "answer"))
     assert found is not None
     assert (found["state"], found["status"]) == ("failed", 500)
     assert b"The worker of this task died 3 times" in found["answer"]
@@ -249,7 +295,7 @@ def test_answer_of_a_task_that_was_cancelled_meanwhile_is_dropped(file: TaskFile
     assert file.cancel(identity)
     assert file.cancelled() == {identity}
     file.finish(identity, 200, "[]", b"late")
-    found = file.find(identity, "x")
+    found = file.find(identity, "x", ("state", "answer"))
     assert found is not None
     assert (found["state"], found["answer"]) == ("cancelled", None)
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import gc
 import threading
+import time
+import weakref
 from typing import Any
 
 import pytest
@@ -33,6 +37,31 @@ def test_results_and_errors_reach_their_own_callers() -> None:
 
     found = run(main, count=8)
     assert [f if n % 10 else f.args[0] for n, f in enumerate(found)] == [n * 3 if n % 10 else n for n in range(100)]
+
+
+def test_call_that_fails_keeps_nothing_that_it_was_given() -> None:
+    class Given:
+        pass
+
+    def fail(given: Given) -> None:
+        raise ValueError
+
+    async def main(threads: Threads) -> None:
+        given = Given()
+        left = weakref.ref(given)
+        with contextlib.suppress(ValueError):
+            await threads.run(fail, given)
+        del given
+        until = time.monotonic() + 5
+        while left() is not None:  # the thread may have it a moment longer
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+
+    gc.disable()
+    try:
+        run(main)
+    finally:
+        gc.enable()
 
 
 def test_function_sees_the_context_variables_of_its_caller() -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter.loader import load_service
+from adapter.resources import Machine
 from adapter.services import Service
-from adapter.triton.export import ExportPlan, Machine, plan, write
+from adapter.triton.export import ExportPlan, plan, write
 
 MACHINE = Machine(cpus=2, gpus=0)
 _numbers = itertools.count()

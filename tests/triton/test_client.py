@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -311,3 +313,41 @@ def test_stream_ends_when_its_entry_is_refused_its_client_goes_or_its_time_is_ov
 
 async def taken(values: AsyncIterator[Any]) -> list[Any]:
     return [value async for value in values]
+
+
+def test_error_of_a_call_keeps_nothing_that_was_sent() -> None:
+    async def main() -> None:
+        port = free_port()
+        async with triton(port, "", refusal="[429 TooManyRequests] enough"):
+            client = TritonClient(f"127.0.0.1:{port}")
+            transport = transport_of(client)
+            method = adapter.Runner(Twice, name="twice").spec.methods["run"]
+
+            # not `pytest.raises`, which keeps the error itself
+            async def on_the_loop() -> list[weakref.ref[Any]]:
+                try:
+                    await transport.async_run(method, ([1.0],), {})
+                except TooManyRequests as error:
+                    return [weakref.ref(error), weakref.ref(error.__context__)]
+                return []
+
+            def on_a_thread() -> list[weakref.ref[Any]]:
+                try:
+                    transport.run(method, ([1.0],), {})
+                except TooManyRequests as error:
+                    return [weakref.ref(error), weakref.ref(error.__context__)]
+                return []
+
+            for errors in (await on_the_loop(), await asyncio.to_thread(on_a_thread)):
+                assert len(errors) == 2
+                until = time.monotonic() + 5
+                while any(error() is not None for error in errors):  # the task that sent it may have it a moment longer
+                    assert time.monotonic() < until
+                    await asyncio.sleep(0.01)
+            await client.close()
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()

@@ -65,6 +65,7 @@ def test_entry_of_a_triton_is_called_like_the_runner() -> None:
         ({"models": ["three"]}, "has no entry 'three'; it has one"),
         ({"models": ["a/b"]}, "cannot be the name of an entry"),
         ({"models": [3]}, "cannot be the name of an entry"),
+        ({"models": "one"}, "models is a list of entries"),
         ({"max_latency_ms": -1}, "max_latency_ms"),
     ],
 )
@@ -72,6 +73,12 @@ def test_options_that_cannot_be_kept_are_refused(tmp_path: Path, options: Any, r
     entry(tmp_path, "one")
     with pytest.raises(InvalidArgument, match=reason):
         adapter.triton.Runner("r", tmp_path, **options)
+
+
+@pytest.mark.parametrize("place", [None, "", "http://triton:8000", "grpc://"])
+def test_place_that_is_no_folder_and_no_triton_is_refused(place: Any) -> None:
+    with pytest.raises(InvalidArgument, match="model_repository is a folder, or the address of a Triton"):
+        adapter.triton.Runner("r", place)
 
 
 @pytest.mark.parametrize("name", ["destroy", "spec", "name"])

@@ -7,6 +7,7 @@ import os
 import select
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +60,21 @@ def test_every_front_is_rung_when_something_changes_for_it(tmp_path: Path) -> No
     board.post(refused={"e": "It died."})
     assert rung(bells[1])
     board.silence(bells[1])
+
+
+def test_notice_that_could_not_be_written_is_put_up_by_the_next_post(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    bell = board.bell()
+    in_the_way = board.path.with_suffix(".part")
+    in_the_way.mkdir()  # as a disk that is full
+    with pytest.raises(OSError, match="directory"):
+        board.post(url="127.0.0.1:1")
+    assert not rung(bell)
+    in_the_way.rmdir()
+    board.post(url="127.0.0.1:1")
+    assert rung(bell)
+    assert Notices(board.path, bell).read().url == "127.0.0.1:1"
+    board.silence(bell)
 
 
 def test_front_hears_the_newest_notice_however_many_there_were(tmp_path: Path) -> None:

@@ -213,6 +213,13 @@ def test_custom_resources_of_the_file_reach_the_strategy(tmp_path: Path) -> None
         (1, {1: "a"}, "returned {1: "),
         (1, {"A=B": "a"}, "returned {'A=B': "),
         (1, {"A": "\0"}, "returned {'A': "),
+        (1, {"A": "\ud800"}, "returned {'A': "),
+        (
+            1,
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            "The strategy Bad of the runner 'r' names GPU 0, but the machine has no GPU",
+        ),
+        (SystemExit(2), {}, r"The strategy Bad of the runner 'r' failed: SystemExit: 2\."),
         (ValueError("no"), {}, r"The strategy Bad of the runner 'r' failed: ValueError: no\."),
     ],
 )
@@ -220,7 +227,7 @@ def test_strategy_that_cannot_be_followed_is_told_so(count: Any, env: Any, text:
     class Bad(adapter.Strategy):
         @classmethod
         def get_worker_count(cls, *args: Any) -> int:
-            if isinstance(count, Exception):
+            if isinstance(count, BaseException):
                 raise count
             return count  # type: ignore[no-any-return]  # which is what is tried
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as Reference
 
-from adapter import recorded
+from adapter import worker_metrics
 from adapter.ledger import Ledger
 from adapter.triton.stub_metrics import StubMetrics, added
 
@@ -80,11 +80,11 @@ def worker(stub: StubMetrics) -> Ledger:
 
 
 def counter(into: Ledger, name: str = "cups") -> Any:
-    return recorded.Counter(name, "Cups.", ["kind"], {}, into)
+    return worker_metrics.Counter(name, "Cups.", ["kind"], {}, into)
 
 
 def gauge(into: Ledger, mode: str, name: str = "queue") -> Any:
-    return recorded.Gauge(name, "Queue\nof people.", [], {"multiprocess_mode": mode}, into)
+    return worker_metrics.Gauge(name, "Queue\nof people.", [], {"multiprocess_mode": mode}, into)
 
 
 def eventually(triton: Triton, expected: float, name: str, **labels: str) -> None:
@@ -121,6 +121,7 @@ def test_the_number_set_last_is_that_of_all(triton: Triton) -> None:
     for n, each in enumerate(stubs):
         gauge(worker(each), "livemostrecent").set(n + 7)
         eventually(triton, n + 7, "queue", adapter_mode="livemostrecent")
+    gauge(worker(stubs[0]), "livemostrecent")  # of a new worker, which has set nothing yet
     for each in stubs:
         each.close()
     assert triton.value("queue", adapter_mode="livemostrecent") == 8
@@ -144,7 +145,7 @@ def test_a_metric_that_triton_refuses_is_said_once_and_hurts_no_other(
 
 def test_numbers_that_are_none_are_left_out(triton: Triton, stub: StubMetrics) -> None:
     into = worker(stub)
-    cups, odd = counter(into), recorded.Histogram("odd", "Odd.", [], {"buckets": (1.0, math.inf)}, into)
+    cups, odd = counter(into), worker_metrics.Histogram("odd", "Odd.", [], {"buckets": (1.0, math.inf)}, into)
     with pytest.raises(ValueError, match="non-negative"):
         cups.labels("tea").inc(math.nan)
     odd.observe(math.nan)
@@ -169,7 +170,7 @@ def test_a_histogram_is_that_of_prometheus(values: list[float]) -> None:
     numbers = [0.0] * (len(bounds) + 2)
 
     class Memory:
-        def record(self, about: Any, count: int) -> int:
+        def record(self, about: Any, count: int, first: float) -> int:
             assert count == len(numbers)
             return 0
 
@@ -177,7 +178,7 @@ def test_a_histogram_is_that_of_prometheus(values: list[float]) -> None:
             for place, amount in amounts:
                 numbers[place] += amount
 
-    ours = recorded.Histogram("h", "H.", [], {"buckets": (*bounds, math.inf)}, Memory())  # type: ignore[arg-type]  # all that it uses
+    ours = worker_metrics.Histogram("h", "H.", [], {"buckets": (*bounds, math.inf)}, Memory())  # type: ignore[arg-type]  # all that it uses
     for value in values:
         ours.observe(value)
         reference.observe(value)

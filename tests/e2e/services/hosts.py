@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +16,11 @@ from pydantic import BaseModel
 
 import adapter
 from adapter.validators import DType, Shape
+
+
+class Colour(str, enum.Enum):
+    red = "red"
+    blue = "blue"
 
 
 class Item(BaseModel):
@@ -44,6 +51,7 @@ class Helper:
         return self.times * n
 
 
+@adapter.service  # a service that others inherit from
 class Both:
     helper = adapter.depends(Helper)
     scale = adapter.Runner(Scale, runnable_init_params={"factor": 3.0})
@@ -131,6 +139,35 @@ class Both:
     @adapter.api
     def refuse(self, text: str) -> str:
         raise adapter.exceptions.NotFound(f"There is no {text}.")
+
+    @adapter.api
+    def due(self, day: datetime.date, colour: Colour = Colour.red) -> list[str]:
+        return [(day + datetime.timedelta(days=1)).isoformat(), colour.name]
+
+    @adapter.api
+    def several(self, first: int, *more: int, ctx: adapter.Context | None = None) -> list[int]:
+        assert ctx is not None
+        return [first, *more]
+
+    @adapter.api
+    def sizes(self, *files: Path) -> list[int]:
+        return [len(file.read_bytes()) for file in files]
+
+    @adapter.api
+    def named(self, function: str, **others: int) -> str:
+        return function + "".join(others)
+
+    @adapter.api
+    def state(self) -> str:  # what holds the object on Triton has names of its own
+        return "state"
+
+    @adapter.api
+    def served(self, a: int, *more: int) -> int:
+        return a + sum(more)
+
+    @adapter.api
+    async def leave(self) -> str:
+        raise SystemExit(3)
 
     @adapter.api
     def fail(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -72,7 +73,7 @@ class Speaker(adapter.Runnable):
     @adapter.Runnable.method
     def stuck(self) -> Iterator[int]:
         yield 1
-        time.sleep(3600)
+        re.match("(a+)+$", "a" * 100 + "b")  # takes for ever, and no other thread of the process runs meanwhile
 
 
 class Echo(adapter.Runnable):

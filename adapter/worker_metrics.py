@@ -32,6 +32,7 @@ class Metric:
     """A metric with all its children; each of them takes `numbers` of the ledger, from its `_place` on."""
 
     numbers = 1
+    first = 0.0
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str], options: Mapping[str, Any], into: Ledger
@@ -50,7 +51,7 @@ class Metric:
         """Read the options of a kind."""
 
     def _begin(self, labels: Mapping[str, str]) -> None:
-        self._place = self._ledger.record({**self._about, "labels": labels}, self.numbers)
+        self._place = self._ledger.record({**self._about, "labels": labels}, self.numbers, self.first)
         if self._place is None:
             _too_many(self._about["name"])
 
@@ -88,8 +89,13 @@ class Counter(Metric):
 
 
 class Gauge(Metric):
+    def _prepare(self, options: Mapping[str, Any]) -> None:
+        self._recent = options["multiprocess_mode"].endswith("mostrecent")
+        if self._recent:
+            self.first = math.nan  # nobody has set it: what another worker has set stays
+
     def inc(self, amount: float = 1) -> None:
-        if self._about["multiprocess_mode"].endswith("mostrecent"):
+        if self._recent:
             raise RuntimeError("inc must not be used with the mostrecent mode")
         if self._place is not None:
             self._ledger.add((self._place, amount))
