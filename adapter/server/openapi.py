@@ -278,7 +278,14 @@ def _is_json(name: str) -> bool:
 _ERROR = {
     "type": "object",
     "description": "What was wrong, in one sentence.",
-    "properties": {"error": {"type": "string"}},
+    "properties": {
+        "error": {"type": "string"},
+        "detail": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Which fields of the request were wrong, where they are checked one by one.",
+        },
+    },
     "required": ["error"],
 }
 

@@ -79,7 +79,7 @@ def test_no_request_of_the_document_is_an_error_of_the_server(
         case.validate_response(response, checks=CONFORM if path in (*FREE, *STREAMED) else FULLY)
         assert response.headers["x-adapter-request-id"]
         if response.status_code >= 400:
-            assert list(response.json()) == ["error"]
+            assert list(response.json()) in (["error"], ["error", "detail"])  # the second where pydantic names fields
 
     ask()
 

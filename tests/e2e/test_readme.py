@@ -79,12 +79,12 @@ def test_sentiment_example_answers_as_seed_003_shows(serve: Serve, target: str) 
 COMMANDS: list[list[str]] = [["serve"], ["export"], ["models", "list"], ["models", "get"], ["models", "delete"]]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, ["engine", "install"], ["engine", "info"]])
+@pytest.mark.parametrize("command", [*COMMANDS, ["engine", "install"], ["engine", "info"], ["server", "run"]])
 def test_commands_of_the_reference_exist(
     run_adapter: Callable[..., subprocess.CompletedProcess[str]], command: list[str]
 ) -> None:
     done = run_adapter(*command, "--help")
     assert done.returncode == 0
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| `adapter {command[0]}")]
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `adapter {command[0]} ")]
     for option in re.findall(r"--[a-z-]+", row):
         assert option in done.stdout

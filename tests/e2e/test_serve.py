@@ -56,7 +56,7 @@ ERRORS: list[tuple[str, str, int, str]] = [
     ("blocking", "x", 500, "await runner.do.async_run"),
     ("not_listed", "x", 500, "runners=[…]"),
     ("refuse", "bread", 404, "there is no bread"),
-    ("unsendable", "x", 500, "builtins.set"),
+    ("unsendable", "x", 500, "builtins.object"),
     ("leave", "x", 500, "The code of this service failed"),
     ("nap", "3.5", 504, "/nap did not answer within 3 seconds"),
     ("slow", "10", 504, "/slow did not answer within 3 seconds"),

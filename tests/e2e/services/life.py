@@ -111,7 +111,7 @@ async def nap(seconds: str) -> str:
 
 @svc.api(input=Text(), output=JSON())
 def unsendable(what: str) -> Any:
-    return fragile.do.run({what})
+    return fragile.do.run([what, object()])
 
 
 @svc.api(input=Text(), output=Text())

@@ -128,7 +128,7 @@ class Calls(adapter.Runnable):
             raise NotFound("ü" * 100_000)
         if kind == "surrogate":
             raise NotFound("a\ud800b\0c")
-        return {"unsendable": {1}, "half a dataclass": Half.__new__(Half)}[kind]
+        return {"unsendable": object(), "half a dataclass": Half.__new__(Half)}[kind]
 
     @adapter.Runnable.method
     async def later(self, value: int) -> int:
