@@ -31,7 +31,7 @@ _LAST_WORDS_S = 1.0
 _END_S = 8.0  # hooks of a class-based service run meanwhile; any other worker ends at once
 _FAILING_PAUSE_S = 0.2  # from this pause on it is told that the worker keeps dying
 _STEADY_S = 5.0  # a worker that lived this long is replaced at once, whether it was called or not
-_HOLD_S = 30.0  # how long one batch stays with an instance whose worker keeps dying
+_HOLD_S = 5.0  # how long one batch stays with an instance whose worker keeps dying
 KEEPS_DYING = "keeps dying"
 _REGION = "triton_python_backend_shm_region_"  # what the name of the memory that a stub shares with Triton begins with
 

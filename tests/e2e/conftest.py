@@ -121,7 +121,7 @@ def _end(served: Served, reader: threading.Thread) -> None:
     if served.process.stdout is not None:
         served.process.stdout.close()
     until = time.monotonic() + 5
-    while (left := [pid for pid in started if _alive(pid)]) and time.monotonic() < until:
+    while (left := [pid for pid in started if alive(pid)]) and time.monotonic() < until:
         time.sleep(0.05)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
@@ -176,7 +176,7 @@ def _command(pid: int) -> str:
     return ""
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from adapter.triton.stubs import SHM_FOLDER, Stub, mapped_regions, stubs_of
-from tests.e2e.conftest import Serve, Served
+from tests.e2e.conftest import Serve, Served, alive
 from tests.e2e.load import load
 
 SERVICES = Path(__file__).parent / "services"
@@ -219,11 +219,11 @@ def test_one_of_two_instances_that_cannot_start_leaves_the_other_serving(served:
         served.wait_for("the worker of faulty.two cannot start; the next attempt is in 0.4 s")  # it keeps dying
         assert served.get("/readyz").status_code == 200
         with load(served.url, {"/two": 24}) as found:
-            time.sleep(1)
+            # what the broken instance takes stays with it for a while, so that the other takes nearly all that comes
+            wait_until(lambda: len([a for a in list(found.answers) if a.status == 200]) > 200, 30)
             good = [a for a in list(found.answers) if a.status == 200]
-            sign.unlink()  # what the broken instance has taken stays with it until it works
-        assert len(found.failed("/two")) <= MOST_IN_A_BATCH
-        assert len(good) > 20
+            sign.unlink()
+        assert {(a.status, a.retry_after) for a in found.failed("/two")} <= {(503, "1")}
         assert {a.text for a in good} == {f"work {other}"}
     finally:
         sign.unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def test_tritonserver_that_is_killed_under_load_is_back_in_seconds(served: Serve
     failed = [*found.failed("/one"), *found.failed("/calm")]
     assert failed
     assert {(answer.status, answer.retry_after) for answer in failed} == {(503, "1")}
-    assert [pid for pid in old if Path(f"/proc/{pid}").exists()] == []
+    wait_until(lambda: not any(alive(pid) for pid in old), 5)
     assert [name for name in regions if (SHM_FOLDER / name).exists()] == []
     wait_ready(served, 5)
     assert numbers_on_page(served, "adapter_engine_restarts_total")['adapter_engine_restarts_total{reason="died"}'] == 1

@@ -35,7 +35,7 @@ method = methods[name]
 args, kwargs = payload.decode(payload.encode((tuple(args), {})))
 call = method.rebuild(args, kwargs)
 result = getattr(runnable, name)(*call.args, **call.kwargs)
-print(json.dumps(payload.decode(payload.encode(result))))
+print(json.dumps(payload.decode(payload.encode(result)), default=str))
 """
 
 
