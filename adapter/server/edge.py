@@ -115,6 +115,7 @@ class Edge:
             else:
                 await self._traced(self._tracer, scope, exchange, path, label)
         finally:
+            del scope[LEFT]  # it leads back here, and would leave each request to the garbage collector
             seconds = time.perf_counter() - begun
             status = exchange.status or _DISCONNECTED
             if metrics is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -62,3 +63,17 @@ def test_cancellation_that_the_code_itself_raised_is_answered_as_any_other_error
 def test_calls_that_a_stream_makes_have_no_time_limit_once_it_has_begun() -> None:
     with TestClient(svc) as client:
         assert client.post("/limits", json=3).text == "True False False "
+
+
+def test_requests_leave_nothing_to_the_garbage_collector() -> None:
+    with TestClient(svc) as client:
+        client.post("/limits", json=0)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                client.post("/limits", json=0)
+            left = sum(type(found).__name__ == "_Exchange" for found in gc.get_objects())
+        finally:
+            gc.enable()
+    assert left < 5  # with a cycle in it, each of them would be there
