@@ -42,7 +42,7 @@ logger = logging.getLogger("adapter.endpoint")
 
 _NAME = "endpoint"
 _FOLDER = "adapter-endpoint-"
-_LONGEST_S = 86400.0  # setup() and a call may last as long as they take
+LONGEST_S = 86400.0  # setup() and a call may last as long as they take
 _PATIENCE_S = 5.0  # after the death of the process, for calls that wait for the next one
 _POLL_S = 0.02
 _DATAGRAM_BYTES = 1 << 16
@@ -186,7 +186,7 @@ class TritonCompute:
         try:
             # here and now, since nothing else may change the service meanwhile
             self._runner = Runner(HostedEndpoint, name=_NAME, runnable_init_params=self._parameters())
-            self._runner.spec = dataclasses.replace(self._runner.spec, call_timeout_s=_LONGEST_S)
+            self._runner.spec = dataclasses.replace(self._runner.spec, call_timeout_s=LONGEST_S)
             self._records = Records(_NAME, runners=[self._runner])
             board = await asyncio.to_thread(self._start_engine)
             assert self._watchdog is not None
@@ -212,7 +212,7 @@ class TritonCompute:
             return Engine(found, repository, entries, env=os.environ, on_line=on_line)
 
         board = Board(self._folder)
-        watchdog = Watchdog(make, board, _PATIENCE_S, _LONGEST_S)
+        watchdog = Watchdog(make, board, _PATIENCE_S, LONGEST_S)
         if self._stopping.is_set():
             raise EngineError("The server has been told to stop.")
         self._watchdog = watchdog

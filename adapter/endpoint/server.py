@@ -27,7 +27,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.datastructures import UploadFile
 
 from adapter.endpoint import fetching
-from adapter.endpoint.compute import DIED, Compute, LocalCompute, TritonCompute
+from adapter.endpoint.compute import DIED, LONGEST_S, Compute, LocalCompute, TritonCompute
 from adapter.endpoint.documenter import DocumentationFormat, MustacheGenerationResult, generate_usage_examples
 from adapter.endpoint.hosted import FAILED, LAUNCHED, SET_UP
 from adapter.endpoint.loading import is_store_assets_needed as is_store_assets_needed
@@ -56,7 +56,6 @@ REPLICA = "ADAPTER_REPLICA_NAME"  # the variable, and the header of every answer
 DEFAULT_PORT = 8080
 DEFAULT_KEEP_ALIVE_S = 900
 DEFAULT_DRAIN_S = 30.0
-_NO_LIMIT_S = 86400.0  # a call may last as long as it takes
 
 
 class Server:
@@ -292,7 +291,7 @@ class Server:
         edge = Edge(
             self.app,
             {},
-            ApiServer(traffic=Traffic(timeout=_NO_LIMIT_S)),
+            ApiServer(traffic=Traffic(timeout=LONGEST_S)),
             with_cors=lambda app: app,
             health=Health(Threads(1), self._not_ready),
             log=AccessLog("server", said.format, said.access),

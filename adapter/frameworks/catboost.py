@@ -10,7 +10,7 @@ import numpy as np
 
 from adapter.exceptions import InvalidArgument
 from adapter.frameworks.base import Framework, described, gpu_visible, threads
-from adapter.frameworks.trial import Tensors, Trial, alone, numbers
+from adapter.frameworks.trial import Tensors, Trial
 from adapter.model import ModelInfo
 
 FILE = "saved_model.cbm"
@@ -66,10 +66,8 @@ class CatBoost(Framework):
         )
         if any(indices() for indices in special):
             return None
-        sample = np.zeros((1, len(native.feature_names_))) if trial.sample is None else numbers(alone(trial.sample))
-        if sample is None:
-            return None
-        return super().tensors(native, method, trial.on(sample.astype(np.float32)))
+        on_numbers = trial.on_numbers(len(native.feature_names_), np.float32)
+        return None if on_numbers is None else super().tensors(native, method, on_numbers)
 
 
 framework = CatBoost()

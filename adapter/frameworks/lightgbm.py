@@ -11,7 +11,7 @@ import numpy as np
 from adapter.exceptions import InvalidArgument
 from adapter.frameworks import picklable_model
 from adapter.frameworks.base import Framework, described, threads
-from adapter.frameworks.trial import Tensors, Trial, alone, numbers
+from adapter.frameworks.trial import Tensors, Trial
 from adapter.model import Model, ModelInfo
 
 FILE = "saved_model.ubj"  # LightGBM's own text format; the name is that of BentoML, whose files are read here
@@ -60,10 +60,8 @@ class LightGBM(Framework):
         booster = getattr(native, "booster_", native)
         if booster.pandas_categorical:
             return None
-        sample = np.zeros((1, booster.num_feature())) if trial.sample is None else numbers(alone(trial.sample))
-        if sample is None:
-            return None
-        return super().tensors(native, method, trial.on(sample.astype(np.float64)))
+        on_numbers = trial.on_numbers(booster.num_feature(), np.float64)
+        return None if on_numbers is None else super().tensors(native, method, on_numbers)
 
 
 framework = LightGBM()

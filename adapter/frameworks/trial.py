@@ -45,6 +45,11 @@ class Trial:
         """The same on another sample: on one that the framework made, a failure is no news."""
         return dataclasses.replace(self, sample=sample, level=logging.DEBUG if self.sample is None else self.level)
 
+    def on_numbers(self, width: int, dtype: type[np.generic]) -> Trial | None:
+        """The same on the sample as numbers of one type, or on a row of `width` zeros; None where it is no numbers."""
+        sample = np.zeros((1, width)) if self.sample is None else numbers(alone(self.sample))
+        return None if sample is None else self.on(sample.astype(dtype))
+
     def tensors(self, called: Called) -> Tensors | None:
         """Call a method with two and with three rows of the sample.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from adapter.exceptions import InvalidArgument
 from adapter.frameworks.base import Framework, described, gpu_visible, threads
-from adapter.frameworks.trial import Tensors, Trial, alone, numbers
+from adapter.frameworks.trial import Tensors, Trial
 from adapter.model import Model, ModelInfo
 
 FILE = "saved_model.ubj"
@@ -76,10 +76,8 @@ class XGBoost(Framework):
         booster = _fitted(native)
         if _CATEGORY in (booster.feature_types or ()):
             return None
-        sample = np.zeros((1, booster.num_features())) if trial.sample is None else numbers(alone(trial.sample))
-        if sample is None:
-            return None
-        return super().tensors(native, method, trial.on(sample.astype(np.float32)))
+        on_numbers = trial.on_numbers(booster.num_features(), np.float32)
+        return None if on_numbers is None else super().tensors(native, method, on_numbers)
 
 
 def _fitted(model: Any) -> Any:
