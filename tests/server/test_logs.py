@@ -246,7 +246,7 @@ def test_access_log_drops_and_counts_what_nobody_reads(monkeypatch: pytest.Monke
         log = AccessLog("api:1", "json", Access(), fd=write)
         for _ in range(2000):
             log.record(SCOPE, 200, HEADERS, 0.0125, "x")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.05)  # the lines are written, or left to the thread, before anybody reads
         reader.start()
         log.close()
 
