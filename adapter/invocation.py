@@ -9,8 +9,7 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ from adapter.tensor import concat, split
 END = "__adapter_end__"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a call: a value, or the error it ended with."""
 
     value: Any = None
@@ -54,23 +52,23 @@ class Invoker:
     def run(self, calls: Sequence[Call]) -> list[Outcome]:
         """One outcome for each call, in their order."""
         outcomes: list[Outcome] = [Outcome()] * len(calls)
-        for group in _groups(calls):
-            for i, outcome in zip(group, self._batch([calls[i] for i in group]), strict=True):
+        for group, sizes in _groups(calls):
+            for i, outcome in zip(group, self._batch([calls[i] for i in group], sizes), strict=True):
                 outcomes[i] = outcome
         return outcomes
 
-    def _batch(self, calls: Sequence[Call]) -> list[Outcome]:
+    def _batch(self, calls: Sequence[Call], sizes: Sequence[int]) -> list[Outcome]:
         try:
             if len(calls) == 1:
                 return [Outcome(self._one(calls[0]))]
-            joined, sizes = _join_calls(calls)
+            joined = _join_calls(calls)
             result = self._invoke(joined)
             axis = joined.method.signature.batch_dim[1]
             return [Outcome(piece) for piece in split_value(result, sizes, axis, joined.method.name)]
         except BaseException as error:  # noqa: BLE001  # the edge to user code, which may raise SystemExit and its like
             if len(calls) == 1 or not self._retry:
                 return [Outcome(error=error)] * len(calls)
-            return [self._batch([call])[0] for call in calls]
+            return [self._batch([call], sizes)[0] for call in calls]
 
     def _one(self, call: Call) -> Any:
         method = call.method
@@ -90,7 +88,7 @@ class Invoker:
 
     def _invoke(self, call: Call) -> Any:
         result = getattr(self._runnable, call.method.name)(*call.args, **call.kwargs)
-        if inspect.isawaitable(result):
+        if type(result) is not np.ndarray and inspect.isawaitable(result):
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
             return self._loop.run_until_complete(_await(result))
@@ -115,23 +113,24 @@ async def _await(value: Any) -> Any:
 # ---- which calls may run together --------------------------------------------------------------------------------
 
 
-def _groups(calls: Sequence[Call]) -> Iterable[list[int]]:
-    """The indices of calls that may run as one batch, none larger than its method allows."""
+def _groups(calls: Sequence[Call]) -> Iterable[tuple[list[int], list[int]]]:
+    """The calls that may run as one batch, none larger than its method allows: their indices, and their items."""
     if len(calls) == 1:
-        return [[0]]
-    groups: list[list[int]] = []
-    open_groups: dict[Hashable, tuple[list[int], int]] = {}
+        return [([0], [1])]  # what runs alone is not cut by these
+    groups: list[tuple[list[int], list[int]]] = []
+    open_groups: dict[Hashable, tuple[list[int], list[int], int]] = {}
     for i, call in enumerate(calls):
         key, size = _key(call)
         if key is None:
-            groups.append([i])
+            groups.append(([i], [size]))
             continue
-        group, filled = open_groups.get(key, ([], 0))
+        group, sizes, filled = open_groups.get(key, ([], [], 0))
         if not group or filled + size > call.method.batching.max_batch_size:
-            group, filled = [], 0
-            groups.append(group)
+            group, sizes, filled = [], [], 0
+            groups.append((group, sizes))
         group.append(i)
-        open_groups[key] = (group, filled + size)
+        sizes.append(size)
+        open_groups[key] = (group, sizes, filled + size)
     return groups
 
 
@@ -193,18 +192,24 @@ def _size(value: Any, axis: int) -> int | None:
 def batch_size(call: Call) -> int | None:
     """The items of a call along the batch axis, None where no argument has one; InvalidArgument where they differ."""
     axis = call.method.signature.batch_dim[0]
-    sizes = {n for value in (*call.args, *call.kwargs.values()) if (n := _size(value, axis)) is not None}
-    if len(sizes) > 1:
-        raise InvalidArgument(
-            f"{call.method.name}() takes arguments of one batch size on axis {axis}, but they have {sorted(sizes)}."
-        )
-    return sizes.pop() if sizes else None
+    found: int | None = None
+    for value in (*call.args, *call.kwargs.values()):
+        size = _size(value, axis)
+        if size is None or size == found:
+            continue
+        if found is not None:
+            sizes = sorted((found, size))
+            raise InvalidArgument(
+                f"{call.method.name}() takes arguments of one batch size on axis {axis}, but they have {sizes}."
+            )
+        found = size
+    return found
 
 
 # ---- joining and splitting -----------------------------------------------------------------------------------------
 
 
-def _join_calls(calls: Sequence[Call]) -> tuple[Call, list[int]]:
+def _join_calls(calls: Sequence[Call]) -> Call:
     method, axis = calls[0].method, calls[0].method.signature.batch_dim[0]
 
     def join(values: list[Any]) -> Any:
@@ -212,7 +217,7 @@ def _join_calls(calls: Sequence[Call]) -> tuple[Call, list[int]]:
 
     args = tuple(join(list(values)) for values in zip(*(c.args for c in calls), strict=True))
     kwargs = {name: join([c.kwargs[name] for c in calls]) for name in calls[0].kwargs}
-    return Call(method, args, kwargs), [batch_size(call) or 0 for call in calls]
+    return Call(method, args, kwargs)
 
 
 def _cut_call(call: Call, sizes: Sequence[int]) -> list[Call]:

@@ -67,6 +67,11 @@ class MethodSpec:
         plain = all(p.kind in _POSITIONAL and p.required for p in parameters)
         return len(parameters) if plain else -1
 
+    @cached_property
+    def _keywords(self) -> frozenset[str]:
+        """The parameters that can be given by name."""
+        return frozenset(p.name for p in self.signature.parameters or () if p.kind in _NAMED)
+
     # ---- typed tensors ----------------------------------------------------------------------------------------
 
     @property
@@ -134,15 +139,16 @@ class MethodSpec:
 
         InvalidArgument where `extra` is not what `pack` writes: any client of Triton may send it.
         """
+        if not extra and self._direct is not None:
+            return Call(self, tuple(arrays), {})
         columns, beside = _beside(extra) if extra else ({}, {})
         args: list[Any] = []
         kwargs = dict(beside)
-        keywords = {p.name for p in self.signature.parameters or () if p.kind in _NAMED}
         for spec, array in zip(self.inputs, arrays, strict=True):
             value = self._unwire(array, self.signature.batch_dim[0], spec)
             if spec.name in columns:
                 value = _frame(value, columns[spec.name])
-            if spec.name in keywords:
+            if spec.name in self._keywords:
                 kwargs[spec.name] = value
             else:
                 args.append(value)
@@ -323,8 +329,7 @@ def _annotated(annotation: Any) -> TensorSpec | None:
     return next((m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, TensorSpec)), None)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(typing.NamedTuple):
     """One call of a method, as its caller wrote it."""
 
     method: MethodSpec

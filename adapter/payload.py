@@ -83,8 +83,10 @@ def encode_parts(value: Any) -> list[Buffer]:
 
 
 def decode(blob: Buffer) -> Any:
-    """Read a value back; its arrays are writable and share the blob's memory only where that is a bytearray."""
-    memory = memoryview(blob if isinstance(blob, bytearray) else bytearray(blob))
+    """Read a value back; its arrays are writable, and share the blob's memory where that is."""
+    memory = memoryview(blob)
+    if memory.readonly:
+        memory = memoryview(bytearray(blob))
     try:
         magic, length = _HEAD.unpack_from(memory)
         if magic != MAGIC:

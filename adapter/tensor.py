@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -32,11 +33,14 @@ _TRITON_OF_NUMPY = {
     "float64": "FP64",
 }
 _NUMPY_OF_TRITON = {triton: np.dtype(name) for name, triton in _TRITON_OF_NUMPY.items()}
+_TRITON_OF_DTYPE: dict[Any, str] = {
+    dtype: triton for triton, dtype in _NUMPY_OF_TRITON.items()
+}  # numpy is slow to name
 
 
 def triton_dtype(dtype: npt.DTypeLike) -> str | None:
     """Triton's name of a numpy data type (`float32` is `FP32`), None where Triton has none."""
-    return _TRITON_OF_NUMPY.get(np.dtype(dtype).name)
+    return _TRITON_OF_DTYPE.get(dtype) or _TRITON_OF_NUMPY.get(np.dtype(dtype).name)
 
 
 def numpy_dtype(triton: str) -> np.dtype[Any]:
@@ -221,4 +225,6 @@ def concat(arrays: Sequence[Array], axis: int) -> Array:
 
 def split(array: Array, sizes: Sequence[int], axis: int) -> list[Array]:
     """Cut an array into pieces of `sizes` along an axis."""
-    return np.split(array, np.cumsum(sizes)[:-1], axis=axis)
+    before = (slice(None),) * axis
+    cuts = [(*before, slice(end - size, end)) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    return [array[cut] for cut in cuts]

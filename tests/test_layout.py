@@ -20,7 +20,8 @@ FILES = {
 # the first that a file's name begins with counts; `__init__` of the package is lazy and stands apart
 LEVELS = [
     (6, ("endpoint.compute", "endpoint.server")),
-    (0, ("absent", "exceptions", "mailbox", "tag", "tensor", "kinds", "document", "settings", "layers", "validators")),
+    (0, ("absent", "allocator", "exceptions", "mailbox", "tag", "tensor", "kinds", "document", "settings", "layers")),
+    (0, ("validators",)),
     (1, ("payload", "model", "models", "requirements", "store", "archive", "migration")),
     (1, ("ledger", "worker_metrics", "measured", "metrics")),
     (2, ("resources", "runnable", "strategy", "method", "invocation", "streaming", "warmup", "runner", "frameworks")),
@@ -35,7 +36,7 @@ LEVELS = [
 TRAVELLING = {
     *("triton.backend", "triton.instance", "triton.worker_process", "triton.dlpack", "triton.channel", "triton.spec"),
     *("triton.streams", "triton.stream_worker"),
-    *("triton.worker", "triton.worker_log", "triton.stub_metrics"),
+    *("triton.worker", "triton.worker_log", "triton.stub_metrics", "triton.stub_memory"),
 }
 
 # third party -> where it may be imported

@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from adapter import models
+from adapter.allocator import keep_freed_memory
 from adapter.exceptions import AdapterError
 from adapter.loader import load_service
 from adapter.server import logs, tls, tracing
@@ -116,6 +117,7 @@ def main() -> int:
     said = server.logging
     component = f"api:{options.index}"
     logs.set_up(component, format=said.format, level=said.level)
+    keep_freed_memory()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != options.parent:
         return 0

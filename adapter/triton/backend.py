@@ -17,22 +17,26 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists in Triton's stub only
 
+from adapter.allocator import keep_freed_memory
 from adapter.triton import worker_log
 from adapter.triton.channel import Channel, Region, aligned, send_leave
 from adapter.triton.dlpack import read_dlpack, write_dlpack
 from adapter.triton.instance import environment_of
 from adapter.triton.spec import EntrySpec
 from adapter.triton.streams import Streams
+from adapter.triton.stub_memory import StubMemory, shared_file
 from adapter.triton.stub_metrics import StubMetrics
 from adapter.triton.worker_process import WorkerError, WorkerProcess
 
 _LONG_S = 0.01
+_NONE = len("{}")
 
 
 class TritonPythonModel:
     """Triton's python backend calls these three methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        keep_freed_memory()
         folder = Path(args["model_repository"]).absolute() / args["model_version"]  # the worker changes its folder
         config = json.loads(args["model_config"])
         self._inputs = [tensor["name"] for tensor in config["input"]]
@@ -41,7 +45,8 @@ class TritonPythonModel:
         instance = f"{args['model_instance_name']}/{args['model_version']}"
         self._metrics = StubMetrics(pb_utils, self._spec.entry, instance)
         own, alone = environment_of(args, config, self._spec, os.environ), _instances(config) == 1
-        self._worker = WorkerProcess(folder, self._spec, own, self._metrics, alone=alone)
+        self._memory = StubMemory(shared_file())
+        self._worker = WorkerProcess(folder, self._spec, own, self._metrics, self._memory.fd, alone=alone)
         try:
             self._worker.start()
         except WorkerError as error:
@@ -91,26 +96,28 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _write(self, channel: Channel, requests: Sequence[Any]) -> None:
-        """Copy the tensors of all requests into shared memory and send what they are."""
+        """Send what the tensors of all requests are; those that do not lie in Triton's memory are copied into ours."""
         used, header = 0, []
         for request in requests:
-            parameters = json.loads(request.parameters() or "{}")
+            parameters = _parameters(request)
             tensors = []
             for name in self._inputs:
                 capsule = pb_utils.get_input_tensor_by_name(request, name).to_dlpack()
                 dtype, shape, address, size = read_dlpack(capsule)
-                start = aligned(used)
-                used = start + size
-                channel.out.grow(used)
-                ctypes.memmove(channel.out.address + start, address, size)
-                tensors.append([dtype, shape, start])
+                region, start = 1, self._memory.position(address, size)
+                if start is None:
+                    region, start = 0, aligned(used)
+                    used = start + size
+                    channel.out.grow(used)
+                    ctypes.memmove(channel.out.address + start, address, size)
+                tensors.append([dtype, shape, region, start])
             method, arguments = parameters.get("method", ""), parameters.get("arguments", "")
             header.append([method, arguments, request.request_id(), tensors])
         channel.send(header, aligned(used))
 
     def _stream(self, streams: Streams, request: Any, sender: _Sender) -> None:
         """Begin a stream, or pass on the leave for more that its reader gives."""
-        parameters = json.loads(request.parameters() or "{}")
+        parameters = _parameters(request)
         names = ("method", "stream", "leave")
         method, key, leave = (str(parameters.get(name, "")) for name in names)
         if leave:
@@ -126,10 +133,11 @@ class TritonPythonModel:
         status, *body = reply
         if status:
             return _error(status, *body)
-        tensors = [
-            pb_utils.Tensor.from_dlpack(name, write_dlpack(dtype, shape, region.address + start, region.memory))
-            for name, (dtype, shape, start) in zip(self._outputs, body[0], strict=True)
-        ]
+        tensors = []
+        for name, (dtype, shape, size, start) in zip(self._outputs, body[0], strict=True):
+            region.reach(start + size)
+            capsule = write_dlpack(dtype, shape, region.address + start, region.memory)
+            tensors.append(pb_utils.Tensor.from_dlpack(name, capsule))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
@@ -158,6 +166,12 @@ class _Sender:
             return False
         self._cancelled = True
         return True
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    text = request.parameters()
+    found: dict[str, Any] = json.loads(text) if len(text) > _NONE else {}
+    return found
 
 
 def _instances(config: Any) -> int:

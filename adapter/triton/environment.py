@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from adapter import allocator
 from adapter.exceptions import EngineError
 from adapter.triton.installation import (
     OTHER_WAYS,
@@ -38,7 +39,8 @@ def environment(
     `plain` gives a folder a name in ASCII: from Python 3.11 on a stub does not find its site-packages under any other.
     Raises EngineError where a bundled engine cannot run this Python.
     """
-    made = {**env, "ADAPTER_WORKER_PYTHON": sys.executable, "PATH": _with_programs(env.get("PATH", ""))}
+    own = {"ADAPTER_WORKER_PYTHON": sys.executable, "PATH": _with_programs(env.get("PATH", ""))}
+    made = {**allocator.ENVIRONMENT, **env, **own}
     if not installation.bundled:
         return made  # a container's stub has a Python and libraries of its own
     python = running_python()

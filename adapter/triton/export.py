@@ -49,6 +49,7 @@ _RUNTIME = (
     *(
         "__init__.py",
         "absent.py",
+        "allocator.py",
         "kinds.py",
         "exceptions.py",
         "tag.py",
@@ -76,6 +77,7 @@ _RUNTIME = (
             "backend",
             "instance",
             "worker_process",
+            "stub_memory",
             "streams",
             "stream_worker",
             "worker",

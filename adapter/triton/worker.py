@@ -11,6 +11,7 @@ import ctypes
 import functools
 import json
 import logging
+import math
 import os
 import pickle
 import select
@@ -20,7 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from adapter import models, payload, warmup, worker_metrics
+from adapter.allocator import keep_freed_memory
 from adapter.exceptions import AdapterError, InvalidArgument, NotFound, RemoteException, message_of, told
 from adapter.invocation import END, Invoker, Outcome, end, error_of
 from adapter.ledger import Ledger
@@ -35,7 +37,7 @@ from adapter.method import Call, MethodSpec, method_named, methods_of
 from adapter.model import BatchingConfig, Model, ModelInfo
 from adapter.runnable import Runnable
 from adapter.tag import LATEST, Tag
-from adapter.tensor import numpy_dtype, triton_dtype
+from adapter.tensor import Array, numpy_dtype, triton_dtype
 from adapter.triton import worker_log
 from adapter.triton.channel import Channel, Frames, Region, aligned
 from adapter.triton.spec import EntrySpec
@@ -45,6 +47,7 @@ logger = logging.getLogger("adapter.runner")
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_TRACE = 32_000
+_WORTH_A_VIEW = 1 << 14  # bytes; fewer are copied in less time than it takes to look at them as such
 _HINT = (
     "A file travels with a Runnable when an init parameter names it: "
     'adapter.Runner(…, runnable_init_params={"labels": "./labels.txt"}).'
@@ -134,25 +137,35 @@ def model_in_entry(name: str, version: str) -> Model:
     return models.get(Tag(name, version))
 
 
-@dataclass
 class _Slot:
     """One call among those of a batch, from its bytes to its answer."""
 
-    method: str
-    identity: str  # of the HTTP request, for the log
-    call: Call | None = None
-    outcome: Outcome = field(default_factory=Outcome)
+    __slots__ = ("call", "identity", "method", "outcome")
+
+    def __init__(self, method: str, identity: str, call: Call | None, error: BaseException | None = None) -> None:
+        """`identity` is that of the HTTP request, for the log."""
+        self.method = method
+        self.identity = identity
+        self.call = call
+        self.outcome = Outcome(error=error)
 
 
 class Worker:
     """Answers batches: each call of one is decoded, run together with the others, and encoded."""
 
     def __init__(
-        self, runnable: Runnable, methods: Mapping[str, MethodSpec], spec: EntrySpec, channel: Channel
+        self,
+        runnable: Runnable,
+        methods: Mapping[str, MethodSpec],
+        spec: EntrySpec,
+        channel: Channel,
+        regions: Sequence[Region],
     ) -> None:
+        """Arguments lie in `regions`, results are written into that of `channel`."""
         self._methods = methods
         self._spec = spec
         self._channel = channel
+        self._regions = regions
         self._invoker = Invoker(runnable, retry_failed_batch=spec.retry_failed_batch)
         self.busy = self.ending = False
 
@@ -166,8 +179,7 @@ class Worker:
             while not self.ending:
                 requests = self._channel.receive()
                 self.busy = True
-                replies = self.answer(requests)
-                self._send(replies)
+                self._send(self.answer(requests))
                 self.busy = False
 
     def answer(self, requests: Sequence[Any]) -> list[list[Any] | AdapterError]:
@@ -188,41 +200,38 @@ class Worker:
     def _read(self, method: str, extra: str, identity: str, tensors: Sequence[Any]) -> tuple[bool, list[_Slot]]:
         """The calls of a request, and whether they came as a bundle."""
         if self._spec.typed:
-            decode = functools.partial(self._typed_call, extra=extra, tensors=tensors)
-            return False, [self._slot(method, identity, decode)]
+            return False, [self._slot(method, identity, lambda m: self._typed_call(m, extra, tensors))]
         try:
             blob = self._blob(tensors)
             bundled = payload.is_bundle(blob)
             blobs: Sequence[tuple[str, payload.Buffer]] = payload.unbundle(blob) if bundled else [(identity, blob)]
         except AdapterError as error:
-            return False, [_Slot(method, identity, outcome=Outcome(error=error))]
+            return False, [_Slot(method, identity, None, error)]
         return bundled, [self._slot(method, note, functools.partial(MethodSpec.decode, blob=b)) for note, b in blobs]
 
     def _slot(self, name: str, identity: str, decode: Callable[[MethodSpec], Call]) -> _Slot:
-        slot = _Slot(name, identity)
         try:
-            slot.call = decode(method_named(self._methods, name))
+            return _Slot(name, identity, decode(method_named(self._methods, name)))
         except BaseException as error:  # noqa: BLE001  # what came may be anything; it hurts its own call only
-            slot.outcome = Outcome(error=error)
-        return slot
+            return _Slot(name, identity, None, error)
 
     def _typed_call(self, method: MethodSpec, extra: str, tensors: Sequence[Any]) -> Call:
-        memory = self._channel.into.memory
-        arrays = []
-        for dtype, shape, start in tensors:
-            count = int(np.prod(shape))
-            # a copy: the region is written again while user code may still hold its argument
-            arrays.append(np.frombuffer(memory, numpy_dtype(dtype), count, start).reshape(shape).copy())
-        return method.unpack(arrays, extra)
+        return method.unpack([self._array(*tensor) for tensor in tensors], extra)
 
-    def _blob(self, tensors: Sequence[Any]) -> bytearray:
-        ((_, shape, start),) = tensors
+    def _array(self, dtype: str, shape: Sequence[int], region: int, start: int) -> Array:
+        found, kind = self._regions[region], numpy_dtype(dtype)
+        found.reach(start + math.prod(shape) * kind.itemsize)
+        # a copy: the region is written again while user code may still hold its argument
+        array: Array = np.ndarray(shape, kind, found.memory, start).copy()
+        return array
+
+    def _blob(self, tensors: Sequence[Any]) -> memoryview:
+        ((_, shape, _, _),) = tensors
         if self._spec.batched and shape[0] != 1:
             raise InvalidArgument(
                 f"A request to this entry carries one blob, of shape [1, bytes]; its shape is {shape}."
             )
-        with memoryview(self._channel.into.memory) as view:
-            return bytearray(view[start : start + int(np.prod(shape))])
+        return self._array(*tensors[0]).reshape(-1).data
 
     def _encode(self, slot: _Slot) -> list[Any] | AdapterError:
         outcome = slot.outcome
@@ -246,12 +255,12 @@ class Worker:
                 tensors = []
                 for array in reply:
                     start = aligned(used)
-                    used = self._write(start, [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data])
-                    tensors.append([triton_dtype(array.dtype), list(array.shape), start])
+                    used = self._write(start, [_bytes_of(array)])
+                    tensors.append([triton_dtype(array.dtype), array.shape, used - start, start])
             else:
                 used = self._write(start, reply)
                 length = used - start
-                tensors = [["UINT8", [1, length] if self._spec.batched else [length], start]]
+                tensors = [["UINT8", [1, length] if self._spec.batched else [length], length, start]]
             header.append([0, tensors])
         self._channel.send(header, aligned(used))
 
@@ -268,14 +277,16 @@ class Worker:
 def main(arguments: Sequence[str]) -> None:
     """Serve one entry: arguments are its version folder, and what `worker_process.py` shares with this process."""
     folder, numbers = Path(arguments[0]), map(int, arguments[1:])
-    sock_fd, in_fd, out_fd, parent, ledger_fd, wake_fd = numbers
+    sock_fd, in_fd, out_fd, parent, ledger_fd, wake_fd, memory_fd = numbers
     # for a stub that is killed while user code holds the GIL; the watching thread does the rest
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setpgid(0, 0)  # what user code starts ends with this process
     if os.getppid() != parent:
         os._exit(0)
+    keep_freed_memory()
     sock = socket.socket(fileno=sock_fd)
-    channel = Channel(sock, out=Region(out_fd), into=Region(in_fd))
+    channel = Channel(sock, out=Region(out_fd), into=Region(in_fd, read=True))
+    regions = [channel.into, *(Region(fd, read=True) for fd in [memory_fd] if fd >= 0)]
     threading.Thread(target=_end_with, args=(sock,), name="end-with-stub", daemon=True).start()
     try:
         spec = EntrySpec.read(folder)
@@ -285,7 +296,7 @@ def main(arguments: Sequence[str]) -> None:
         if spec.stream:
             worker: Worker | StreamWorker = StreamWorker(runnable, methods, spec, Frames(sock), _reported)
         else:
-            worker = Worker(runnable, methods, spec, channel)
+            worker = Worker(runnable, methods, spec, channel, regions)
         if hasattr(runnable, END):
             _end_in_order(worker, runnable)
         worker.warm_up(folder)
@@ -328,6 +339,12 @@ def _reported(error: BaseException, name: str, identity: str) -> AdapterError:
         known = {"request_id": identity, "exception": _trace(error)}
         logger.error("request %s to %s failed", identity or "-", name, extra=known)
     return seen
+
+
+def _bytes_of(array: Array) -> payload.Buffer:
+    if array.nbytes < _WORTH_A_VIEW:
+        return array.tobytes()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _noted(answer: list[Any] | AdapterError) -> tuple[str, payload.Buffer]:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from adapter.triton import worker_log
 from adapter.triton.channel import Channel, Region
 from adapter.triton.spec import EntrySpec
+from adapter.triton.stub_memory import shared_file
 from adapter.triton.stub_metrics import StubMetrics
 
 T = TypeVar("T")
@@ -33,7 +34,6 @@ _FAILING_PAUSE_S = 0.2  # from this pause on it is told that the worker keeps dy
 _STEADY_S = 5.0  # a worker that lived this long is replaced at once, whether it was called or not
 _HOLD_S = 5.0  # how long one batch stays with an instance whose worker keeps dying
 KEEPS_DYING = "keeps dying"
-_REGION = "triton_python_backend_shm_region_"  # what the name of the memory that a stub shares with Triton begins with
 
 
 class WorkerError(Exception):
@@ -68,9 +68,10 @@ class _Worker:
 
     def receive(self, limit_s: float | None = None) -> Any:
         """Wait for the answer; EOFError where it died first, WorkerError where it took too long and was ended."""
-        ready = {which for which, _ in self._news.poll(None if limit_s is None else limit_s * 1000)}
-        if self.channel.sock.fileno() in ready:
-            return self.channel.receive()
+        ready = self._news.poll(None if limit_s is None else limit_s * 1000)
+        for fd, _ in ready:
+            if fd != self.pidfd:
+                return self.channel.receive()
         if not ready:
             self.end("call limit")
             raise WorkerError(f"The call took longer than {limit_s:g} s and was ended; a new process is starting.")
@@ -103,11 +104,22 @@ class WorkerProcess:
     """One worker, started again whenever it dies, by a thread that sleeps until then."""
 
     def __init__(
-        self, folder: Path, spec: EntrySpec, environment: Mapping[str, str], metrics: StubMetrics, *, alone: bool
+        self,
+        folder: Path,
+        spec: EntrySpec,
+        environment: Mapping[str, str],
+        metrics: StubMetrics,
+        memory: int,
+        *,
+        alone: bool,
     ) -> None:
-        """`environment` is what that of the process has beside this one's; `alone`: its entry has no other instance."""
+        """`environment` is what that of the process has beside this one's; `alone`: its entry has no other instance.
+
+        `memory` is a file descriptor of what this process shares with its server, -1 for none.
+        """
         self._folder = folder
         self._metrics = metrics
+        self._memory = memory
         self._spec = spec
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
         # held while a batch runs, and while the worker is exchanged
@@ -222,14 +234,15 @@ class WorkerProcess:
         out, into = Region.create("adapter-requests"), Region.create("adapter-results")
         archive = str(self._folder / "runtime.zip")
         ends, counting = (theirs.fileno(), out.fd, into.fd), self._metrics.begin()
-        arguments = map(str, (*ends, os.getpid(), *counting))
+        arguments = map(str, (*ends, os.getpid(), *counting, self._memory))
+        passed = [fd for fd in (*ends, *counting, self._memory) if fd >= 0]
         channel = Channel(ours, out, into)
         with theirs:
             try:
                 process = self._process = subprocess.Popen(
                     [_python(), "-c", _START, archive, str(self._folder), *arguments],
                     env=self._environment,
-                    pass_fds=(*ends, *counting),
+                    pass_fds=passed,
                     stdin=subprocess.DEVNULL,
                 )
             except OSError as error:
@@ -274,9 +287,8 @@ def _end_with(server: int) -> None:
     except OSError:
         return
     _await_end(fd)
-    name = Path("/proc/self/cmdline").read_bytes().decode(errors="replace").split("\0")[2]
-    if name.startswith(_REGION):
-        (Path("/dev/shm") / name).unlink(missing_ok=True)
+    if (file := shared_file()) is not None:
+        file.unlink(missing_ok=True)
     os._exit(1)
 
 

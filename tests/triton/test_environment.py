@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adapter import allocator
 from adapter.exceptions import EngineError
 from adapter.triton.environment import environment
 from adapter.triton.installation import Installation, libpython, needs_libpython, running_python
@@ -16,7 +17,7 @@ from adapter.triton.installation import Installation, libpython, needs_libpython
 def test_environment_when_installation_is_a_containers(tmp_path: Path) -> None:
     made = environment(Installation(tmp_path / "bin" / "tritonserver", "PATH"), {"PATH": "/sbin", "A": "b"})
     path = "/sbin:/usr/local/bin:/usr/bin:/bin"
-    assert made == {"PATH": path, "A": "b", "ADAPTER_WORKER_PYTHON": sys.executable}
+    assert made == {"PATH": path, "A": "b", "ADAPTER_WORKER_PYTHON": sys.executable, **allocator.ENVIRONMENT}
 
 
 @pytest.mark.parametrize(
