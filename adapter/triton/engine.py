@@ -292,14 +292,19 @@ class Engine:
         if self._stopped:
             return
         self._stopped = True
-        self.stubs()
+        stubs = self.stubs()
         self._regions.update(mapped_regions(self.pid))
         if self.poll() is None:
+            deadline = time.monotonic() + (self.exit_timeout_s + 3.0 if timeout_s is None else timeout_s)
             self._process.terminate()
-            if not self._wait(self.exit_timeout_s + 3.0 if timeout_s is None else timeout_s):
-                logger.warning("tritonserver did not end in time and is killed.")
-                self._process.kill()
-                self._wait(None)
+            # once its stubs have ended it only waits, for a second and more: what is left to do is done by `_clean_up`
+            while self.poll() is None and not (stubs and not self.stubs()):
+                if time.monotonic() > deadline:
+                    logger.warning("tritonserver did not end in time and is killed.")
+                    break
+                time.sleep(_POLL_S / 2)
+            self._process.kill()
+            self._wait()
         self._clean_up()
         self._paths.remove()
 
@@ -344,13 +349,9 @@ class Engine:
         logging.getLogger(line.logger).log(line.level, "%s", line.text, extra=line.extra)
         return line
 
-    def _wait(self, timeout_s: float | None) -> bool:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def _wait(self) -> None:
         while self.poll() is None:
-            if deadline is not None and time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
+            time.sleep(_POLL_S / 2)
 
     def _clean_up(self) -> None:
         """End what is left of the session of a tritonserver that has ended, and unlink its shared memory."""

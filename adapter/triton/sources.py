@@ -26,6 +26,7 @@ from adapter.exceptions import PayloadTypeError
 from adapter.model import Model
 from adapter.runner import Runner
 
+# where the classes are defined, of which the Service has its room above this one
 _LOOKS_UP = ("adapter.services", "adapter.classes", "adapter.runner", "adapter.model")
 _CODE_FLAGS = ("co_code", "co_names", "co_varnames")
 
@@ -49,7 +50,8 @@ class Sources:
             if path.name != "__init__.py":
                 places[f"{folder}.py"] = path
                 continue
-            places[f"{folder}/__init__.py"] = path
+            if not _looks_up(name):  # else its modules are found without it
+                places[f"{folder}/__init__.py"] = path
             for data in path.parent.rglob("*"):  # a package is complete with the data files in its folder
                 inner = data.relative_to(path.parent)
                 hidden = any(part.startswith((".", "__")) for part in inner.parts)
@@ -174,18 +176,24 @@ class Sources:
         for i in range(1, len(parts)):  # the packages that it lies in
             self._visit_module(".".join(parts[:i]))
         self._modules[name] = path
+        if path.name == "__init__.py" and _looks_up(name):
+            return
         tree = ast.parse(path.read_text(encoding="utf-8"))
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         for module in sorted(_imported(tree, package)):
             self._visit_module(module)
 
     def _travels_by_value(self, module: str) -> bool:
+        """Whether what a module defines is written whole, since the module cannot be imported in a worker."""
         if module == "__main__" or module not in sys.modules:
             return True
-        if own_source(module) is None:
-            return False
-        # a Service (named: its room is above this one), a Runner or a Model among its globals looks for saved models
-        return any(type(v).__module__ in _LOOKS_UP for v in vars(sys.modules[module]).values())
+        return own_source(module) is not None and _looks_up(module)
+
+
+def _looks_up(module: str) -> bool:
+    """Whether a module looks for saved models: a Service, a Runner or a Model is among its globals."""
+    found = vars(sys.modules[module]) if module in sys.modules else {}
+    return any(type(v).__module__ in _LOOKS_UP for v in found.values())
 
 
 def _text(found: type | types.FunctionType) -> str:

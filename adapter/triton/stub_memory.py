@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_REGION = "triton_python_backend_shm_region_"  # what its name begins with
+SHM_FOLDER = Path("/dev/shm")
+SHM_NAME = "triton_python_backend_shm_region_"  # what its name begins with
 
 
 def shared_file() -> Path | None:
     """Its file, None where Triton names it otherwise than this knows."""
     arguments = Path("/proc/self/cmdline").read_bytes().decode(errors="replace").split("\0")
     name = arguments[2] if len(arguments) > 2 else ""
-    return Path("/dev/shm") / name if name.startswith(_REGION) else None
+    return SHM_FOLDER / name if name.startswith(SHM_NAME) else None
 
 
 class StubMemory:

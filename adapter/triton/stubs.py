@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-SHM_FOLDER = Path("/dev/shm")
-_SHM_NAME = "triton_python_backend_shm_region_"
+from adapter.triton.stub_memory import SHM_FOLDER, SHM_NAME
+
 _STUB = "triton_python_backend_stub"
 _EXIT_CODE = 49  # among the fields of /proc/<pid>/stat after the name; see proc(5)
 _ESTABLISHED = "01"  # in /proc/net/tcp
@@ -34,7 +34,7 @@ def stub_of(pid: int) -> Stub | None:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
-    if len(arguments) < 4 or not arguments[0].endswith(_STUB) or not arguments[2].startswith(_SHM_NAME):
+    if len(arguments) < 4 or not arguments[0].endswith(_STUB) or not arguments[2].startswith(SHM_NAME):
         return None
     version = Path(arguments[1]).parent
     return Stub(pid, version.parent.name, version.name, arguments[2])
@@ -78,7 +78,7 @@ def mapped_regions(pid: int) -> set[str]:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except OSError:
         return set()
-    names = (line.rpartition(f"{SHM_FOLDER}/")[2].removesuffix(" (deleted)") for line in lines if _SHM_NAME in line)
+    names = (line.rpartition(f"{SHM_FOLDER}/")[2].removesuffix(" (deleted)") for line in lines if SHM_NAME in line)
     return set(names)
 
 

@@ -93,7 +93,7 @@ def test_modules_of_ones_own_travel_as_files(project: Project, tmp_path: Path) -
         {
             "$helper.py": "import $deeper as d\ndef top(x):\n    return d.low(x)\n",
             "$deeper.py": "def low(x):\n    return x + 1\n",
-            "$late.py": "VALUE = 100\n",
+            "$late/__init__.py": "VALUE = 100\n",
             "$pack/__init__.py": "from .inner import thing\n",
             "$pack/inner.py": "from . import sibling\nfrom .sub.deep import DEEP\ndef thing():\n"
             "    return sibling.NAME + DEEP\n",
@@ -115,10 +115,27 @@ class R(Runnable):
         }
     )
     mark = project.mark
-    names = [f"{mark}{n}" for n in ("deeper.py", "helper.py", "late.py")]
+    names = [f"{mark}{n}" for n in ("deeper.py", "helper.py", "late/__init__.py")]
     inner = [f"{mark}pack/{n}" for n in ("__init__.py", "inner.py", "sibling.py", "sub/__init__.py", "sub/deep.py")]
     assert sorted(captured(project).code) == sorted(f"code/{n}" for n in [*names, *inner])
     assert runs(project, tmp_path, 1) == [2, "siblingSIBLING", 100]
+
+
+def test_module_of_a_package_that_holds_the_service_travels_without_it(project: Project, tmp_path: Path) -> None:
+    project.write(
+        {
+            "$pack/__init__.py": "import adapter\nimport adapter.io\nfrom .scores import R\n" + TAIL,
+            "$pack/scores.py": HEAD
+            + "from .helper import PLUS\nclass R(Runnable):\n    @Runnable.method\n"
+            + "    def f(self, x):\n        return x + PLUS\n",
+            "$pack/helper.py": "PLUS = 2\n",
+            "$pack/words.txt": "some",
+            "$service.py": "from $pack import svc\n",
+        }
+    )
+    package = f"code/{project.mark}pack"
+    assert sorted(captured(project).code) == [f"{package}/{n}" for n in ("helper.py", "scores.py", "words.txt")]
+    assert runs(project, tmp_path, 40) == 42
 
 
 def test_class_of_another_module_travels_as_its_file(project: Project, tmp_path: Path) -> None:

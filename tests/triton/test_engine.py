@@ -35,6 +35,8 @@ class TritonPythonModel:
         print("printed by a model", flush=True)
     def execute(self, requests):
         return [pb_utils.InferenceResponse(error=pb_utils.TritonError("it answers")) for _ in requests]
+    def finalize(self):
+        print("the model ends", flush=True)
 """
 BAD = """
 class TritonPythonModel:
@@ -389,7 +391,7 @@ def test_stop_when_running(installation: Installation, repository: Path) -> None
     regions = mapped_regions(made.pid)
     assert len(regions) == 1
     made.stop()
-    assert made.poll() == 0
+    assert "the model ends" in [line.text for line in made._tail]
     assert _gone(made.pid, regions, 0.5)
     made.stop()
 
