@@ -31,7 +31,8 @@ from adapter.triton.engine_log import ABORTED, NO_STUB, LogLine, parse_line
 from adapter.triton.environment import environment
 from adapter.triton.installation import Installation
 from adapter.triton.plain_paths import PlainPaths
-from adapter.triton.stubs import SHM_FOLDER, Stub, dead_children, mapped_regions, session, stub_of, stubs_of
+from adapter.triton.stub_memory import SHM_FOLDER
+from adapter.triton.stubs import Stub, dead_children, mapped_regions, session, stub_of, stubs_of
 
 logger = logging.getLogger("adapter.engine")
 

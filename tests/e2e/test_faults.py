@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from adapter.triton.stubs import SHM_FOLDER, Stub, mapped_regions, stubs_of
+from adapter.triton.stub_memory import SHM_FOLDER
+from adapter.triton.stubs import Stub, mapped_regions, stubs_of
 from tests.e2e.conftest import Serve, Served, alive
 from tests.e2e.load import load
 

@@ -24,7 +24,8 @@ from adapter.exceptions import EngineError
 from adapter.triton.engine import HOST, RESTRICTED, Engine, Ports, command
 from adapter.triton.installation import Installation
 from adapter.triton.plain_paths import PlainPaths
-from adapter.triton.stubs import SHM_FOLDER, mapped_regions, session
+from adapter.triton.stub_memory import SHM_FOLDER
+from adapter.triton.stubs import mapped_regions, session
 
 GOOD = """
 import triton_python_backend_utils as pb_utils
@@ -196,14 +197,24 @@ def test_engine_when_ready(engine: Engine, caplog: pytest.LogCaptureFixture) -> 
     assert {stub.region for stub in engine.stubs()} == mapped_regions(engine.pid)
     assert os.getsid(engine.pid) == engine.pid
     assert _call(engine, "ModelReady", service_pb2.ModelReadyRequest(name="good")).ready
-    with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
-        assert b'nv_inference_count{model="good",version="1"} 0' in response.read()
+    assert _counted(engine, 0)
     request = service_pb2.ModelInferRequest(model_name="good", raw_input_contents=[b"\0\0\0\0"])
     request.inputs.add(name="x", datatype="FP32", shape=[1])
     with pytest.raises(grpc.RpcError, match="it answers"):
         _call(engine, "ModelInfer", request)
-    with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
-        assert b'nv_inference_count{model="good",version="1"} 1' in response.read()
+    assert _counted(engine, 1)
+
+
+def _counted(engine: Engine, number: int) -> bool:
+    """Whether Triton has counted so many requests, which it does after it has answered."""
+    line = f'nv_inference_count{{model="good",version="1"}} {number}\n'.encode()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(engine.metrics_url, timeout=10) as response:
+            if line in response.read():
+                return True
+        time.sleep(0.05)
+    return False
 
 
 def _link(source: str, target: str) -> None:
