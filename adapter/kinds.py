@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 CPU_COUNT = "cpu_count"
 SYSTEM = "system"  # a resource: all that the machine has
@@ -19,6 +18,7 @@ _MOST = 2**31 - 1  # what C's int holds, and no count or number of bytes of a se
 _LONGEST_S = 10_000_000.0  # timers of event loops take no number above some limit of their own
 _MILLI = re.compile(r"([0-9]{1,9})m")
 _PREFIX = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # what RFC 6750 lets stand in a header
 
 
 class WrongKind(ValueError):
@@ -110,10 +110,20 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(_string(item) for item in items)
 
 
+def _tokens(value: Any) -> tuple[str, ...]:
+    found = _strings(value)
+    _demand(len(found) > 0 and all(_TOKEN.fullmatch(token) for token in found))
+    return found
+
+
 def _path(value: Any) -> Path:
     if isinstance(value, Path):
         return value
     return Path(os.path.expanduser(_string(value)))
+
+
+def _place(value: Any) -> Path | str:
+    return value if isinstance(value, str) and "://" in value else _path(value)
 
 
 def _prefix(value: Any) -> str:
@@ -158,15 +168,6 @@ def _gpus(value: Any) -> float | tuple[int, ...] | str:
     return found
 
 
-def _address(value: Any) -> str:
-    try:
-        parts = urlsplit("//" + _string(value).removeprefix("grpc://"))
-        _demand(bool(parts.hostname) and bool(parts.port))
-    except ValueError as error:  # the port is no number
-        raise WrongKind from error
-    return str(value)
-
-
 def _texts(value: Any) -> Mapping[str, str]:
     _demand(isinstance(value, Mapping))
     return {_string(key): _string(item) for key, item in value.items()}
@@ -201,13 +202,18 @@ BOOL = Kind("true or false", _bool)
 STRING = Kind("a text", _string)
 SECRET = Kind("a text", _secret, secret=True)
 STRINGS = Kind("a list of texts, or one text with commas", _strings)
+TOKENS = Kind(
+    "a list of tokens, or one text with commas, each of letters, digits, '-', '.', '_', '~', '+' and '/'",
+    _tokens,
+    secret=True,
+)
 TEXTS = Kind("a mapping from texts to texts", _texts, secret=True)
 VALUES = Kind("a mapping from names to numbers, texts, lists or mappings of them", _values)
 PATH = Kind("a path", _path)
+PLACE = Kind("a path, or the address of object storage such as s3://bucket/prefix", _place)
 SECONDS = Kind(f"a number of seconds above 0 and up to {_LONGEST_S:,.0f}", _seconds)
 PREFIX = Kind("the beginning of a metric's name: letters, digits, '_' and ':'", _prefix)
 PATTERN = Kind("a regular expression", _pattern)
-ADDRESS = Kind("the address of a gRPC server, such as grpc://host:8001", _address)
 BUCKETS = Kind("a list of ascending numbers", _ascending)
 BATCH_SIZE, LATENCY_MS, WAIT_MS = whole(1), number(0, open_low=True), number(0)
 PER_RESOURCE = number(0, 1024, open_low=True)

@@ -22,6 +22,7 @@ from adapter.settings import (
     MethodBatching,
     Runners,
     RunnerSettings,
+    RunnerTriton,
     Settings,
     kinds,
     made,
@@ -29,6 +30,13 @@ from adapter.settings import (
 
 FILE = "adapter.yaml"
 OPTIONS = "ADAPTER_CONFIG_OPTIONS"
+TOKENS = "ADAPTER_API_TOKENS"
+# settings that have a variable and no flag: everybody on a machine can read flags
+_VARIABLES: Mapping[str, Keys] = {
+    TOKENS: ("api_server", "tokens"),
+    "ADAPTER_API_TOKENS_FILE": ("api_server", "tokens_file"),
+    "ADAPTER_TRITON_HEADERS": ("triton", "headers"),
+}
 DEFAULT_SOURCE = "default"
 RANK_FILE, RANK_OPTIONS, RANK_VARIABLE, RANK_FLAG = range(4)
 
@@ -76,6 +84,8 @@ _ABSENT = {
 }
 
 _SETTINGS, _RUNNER, _METHOD = kinds(Settings), kinds(RunnerSettings), kinds(MethodBatching)
+_RUNNER_TRITON = kinds(RunnerTriton)
+_TRITON_RUNNERS: Keys = ("triton", "runners")
 _SERVER = {("workers",): optional(COUNT_OF_WORKERS), **{k: v for k, v in kinds(ApiServer).items() if k != ("workers",)}}
 _OPTION = re.compile(
     r"""\s*(?P<key>(?:"[^"]*"|[^\s="])+)=(?P<value>(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^\s"'\[])*)(?=\s|$)"""
@@ -113,12 +123,18 @@ class Loaded:
 
 
 def load(file: Path | None, environ: Mapping[str, str], given: Iterable[Given] = ()) -> Loaded:
-    """Merge a file, `ADAPTER_CONFIG_OPTIONS` of the environment, and what was given one by one.
+    """Merge a file, what stands in the environment alone, and what was given one by one.
 
     Raises ConfigException with one sentence that names the setting, its value and where it was written.
     """
     found = list(_of_file(file, environ)) if file is not None else []
     found += _of_options(environ)
+    # an empty variable is refused as any other wrong value: a token that was forgotten must not open a server
+    found += [
+        setting(keys, environ[name], f"environment {name}", RANK_VARIABLE)
+        for name, keys in _VARIABLES.items()
+        if name in environ
+    ]
     return _merged([*found, *given])
 
 
@@ -190,6 +206,10 @@ def _givens(document: Marked, rank: int, base: Path) -> Iterator[Given]:
             yield from _runners(item, rank, base)
         elif key == "services":
             yield from _services(item, rank, base)
+        elif key == "triton" and isinstance(item.value, dict) and "runners" in item.value:
+            values = dict(item.value)
+            yield from _triton_runners(values.pop("runners"), rank, base)
+            yield from _givens(Marked({key: Marked(values, item.source)}, document.source), rank, base)
         else:
             for keys, leaf in _leaves(_SETTINGS, (), key, item, ""):
                 yield Given(keys, _read(_SETTINGS[keys], keys, leaf, base), leaf.source, rank)
@@ -238,6 +258,20 @@ def _services(item: Marked, rank: int, base: Path) -> Iterator[Given]:
             for keys, leaf in _leaves(_SERVER, (), key, value, place):
                 kind = _SERVER[keys]
                 yield Given(keys, _read(kind, (place, *keys), leaf, base), leaf.source, rank, service=name.lower())
+
+
+def _triton_runners(item: Marked, rank: int, base: Path) -> Iterator[Given]:
+    """Where runners have Tritons of their own, by their names."""
+    if item.value is None:
+        return
+    for name, values in _mapping(item, _dotted(_TRITON_RUNNERS), []).items():
+        if values.value is None:
+            continue
+        place = _dotted((*_TRITON_RUNNERS, name))
+        for key, value in _mapping(values, place, _heads(_RUNNER_TRITON)).items():
+            for keys, leaf in _leaves(_RUNNER_TRITON, (), key, value, place):
+                read = _read(_RUNNER_TRITON[keys], (place, *keys), leaf, base)
+                yield Given((*_TRITON_RUNNERS, name.lower(), *keys), read, leaf.source, rank)
 
 
 def _runners(item: Marked, rank: int, base: Path) -> Iterator[Given]:
@@ -457,8 +491,9 @@ def _check(values: Mapping[Keys, Given]) -> None:
                 f"{_dotted(buckets.keys)} ({buckets.source}) and min, max and factor ({first.source}) both say what "
                 "the buckets are: leave out one of them."
             )
+    elsewhere = [g for keys, g in values.items() if g.value and keys[0] == "triton" and keys[-1] == "url"]
     for name in ("manifest", "metrics_url"):
-        if (g := _set(values, ("triton",), name)) and not _set(values, ("triton",), "url"):
+        if (g := _set(values, ("triton",), name)) and not elsewhere:
             raise ConfigException(
                 f"triton.{name} ({g.source}) goes with triton.url (--triton): without it, the service is exported here "
                 "and an engine of its own serves it."

@@ -106,7 +106,7 @@ class MethodSpec:
             if hasattr(value, "to_numpy"):  # a DataFrame or a Series
                 if hasattr(value, "columns"):
                     columns[spec.name] = [c if type(c) is int else str(c) for c in value.columns.tolist()]
-                value = value.to_numpy()
+                value = _numbers(value)
             arrays.append(self._wire(spec.cast(value), self.signature.batch_dim[0], spec))
         self._check_sizes(arrays)
         extra = {key: value for key, value in (("kwargs", named), ("columns", columns)) if value}
@@ -335,6 +335,12 @@ class Call(typing.NamedTuple):
     method: MethodSpec
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+
+def _numbers(table: Any) -> Any:
+    """The array of a DataFrame or a Series; what pandas' own types call NA is NaN."""
+    array = table.to_numpy()
+    return table.to_numpy(na_value=np.nan) if array.dtype == object and hasattr(table, "isna") else array
 
 
 def _all_arrays(values: Sequence[Any]) -> bool:

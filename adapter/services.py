@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import inspect
 import logging
+import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 from adapter.context import Context
 from adapter.exceptions import AlreadyExists, InvalidArgument, StateException
 from adapter.io.base import IODescriptor
+from adapter.layers import load
 from adapter.model import Model
 from adapter.runner import Runner
 from adapter.tag import valid_name
@@ -189,11 +191,13 @@ class Service:
     def asgi_app(self) -> ASGIApp:
         """An application for any ASGI server, with the runners in its process: `uvicorn service:svc.asgi_app`.
 
-        Each use makes another one. It starts the runners and hooks in its lifespan, so it answers nothing before.
+        Each use makes another one. It starts the runners and hooks in its lifespan, so it answers nothing before. Its
+        settings are those of the environment, tokens among them.
         """
         from adapter.server.app import LocalRunners, create_app  # see `openapi_spec`
 
-        return create_app(self, LocalRunners())
+        settings = load(None, os.environ).settings
+        return create_app(self, LocalRunners(settings.triton), settings)
 
     # ---- APIs -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from adapter.kinds import (
-    ADDRESS,
     BATCH_SIZE,
     BOOL,
     BUCKETS,
@@ -24,12 +23,14 @@ from adapter.kinds import (
     PATH,
     PATTERN,
     PER_RESOURCE,
+    PLACE,
     PREFIX,
     SECONDS,
     SECRET,
     STRING,
     STRINGS,
     TEXTS,
+    TOKENS,
     VALUES,
     WAIT_MS,
     Kind,
@@ -39,6 +40,7 @@ from adapter.kinds import (
     optional,
     whole,
 )
+from adapter.triton.address import ADDRESS, HEADERS, NO_TLS, Address, Tls, parse
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3000
@@ -63,6 +65,7 @@ def _is(kind: Kind, default: T, *, key: str = "") -> T:
 
 
 _A_PATH = {"kind": optional(PATH)}
+_A_PLACE = {"kind": optional(PLACE)}
 
 
 # ---- the API server -------------------------------------------------------------------------------------------------
@@ -162,11 +165,16 @@ class Http:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """`workers` None is one for each CPU; `threads` are those of one worker, on which plain API functions run."""
+    """`workers` None is one for each CPU; `threads` are those of one worker, on which plain API functions run.
+
+    Where there are `tokens`, or a `tokens_file`, every request but those for health needs one of them.
+    """
 
     workers: int | None = _is(optional(whole(1), "one for each CPU"), None)
     backlog: int = _is(whole(1), DEFAULT_BACKLOG)
     threads: int = _is(whole(1, 10_000), DEFAULT_THREADS)
+    tokens: tuple[str, ...] | None = field(default=None, repr=False, metadata={"kind": optional(TOKENS, "none")})
+    tokens_file: Path | None = field(default=None, metadata=_A_PATH)
     traffic: Traffic = Traffic()
     metrics: Metrics = Metrics()
     logging: Logging = Logging()
@@ -253,18 +261,38 @@ class Tracing:
 
 
 @dataclass(frozen=True)
-class Triton:
-    """A Triton that runs elsewhere: its gRPC address, the manifest of its repository, and its page of metrics.
+class RunnerTriton:
+    """Where the Tritons are that serve one runner."""
 
-    Without `url` an engine runs here, on `repository` (None: a temporary folder). `backends` are those that
-    `adapter export` converts saved models for, the first that can serve a model first.
+    url: str | None = _is(optional(ADDRESS, "those of all runners"), None)
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Tritons that run elsewhere: their gRPC address, the manifest of their repository, and their page of metrics.
+
+    Without `url` an engine runs here, on `repository` (None: a temporary folder). `headers` go with every call, such as
+    the one that opens a restricted protocol; `runners` have, by name, those that have Tritons of their own. `backends`
+    are those that `adapter export` converts saved models for, the first that can serve a model first.
     """
 
     url: str | None = _is(optional(ADDRESS, "an engine of its own"), None)
-    manifest: Path | None = field(default=None, metadata=_A_PATH)
+    tls: Tls = NO_TLS
+    headers: Mapping[str, str] | None = field(default=None, repr=False, metadata={"kind": optional(HEADERS, "none")})
+    runners: Mapping[str, RunnerTriton] = field(default_factory=dict, metadata={"each": RunnerTriton})
+    manifest: Path | str | None = field(default=None, metadata=_A_PLACE)
     metrics_url: str | None = _is(optional(STRING), None)
-    repository: Path | None = field(default=None, metadata=_A_PATH)
+    repository: Path | str | None = field(default=None, metadata=_A_PLACE)
     backends: tuple[str, ...] = _is(choices(*BACKENDS), ())
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether runners are served by Tritons that run elsewhere, and not by an engine here."""
+        return self.url is not None or any(runner.url is not None for runner in self.runners.values())
+
+    def at(self, url: str) -> Address:
+        """The Tritons at an address, with TLS and headers as they are set; ConfigException as `parse`."""
+        return parse(url, self.tls, self.headers)
 
 
 @dataclass(frozen=True)
@@ -276,8 +304,8 @@ class Settings:
     runners: Runners = Runners()
     tracing: Tracing = Tracing()
     triton: Triton = Triton()
-    # settings below `api_server` by the name of a class-based service, their keys with dots between them
-    services: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, metadata={"carried": dict})
+    # settings below `api_server` by the name of a class-based service, their keys with dots between them; some secret
+    services: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, metadata={"carried": dict})
     # those of `api_server` that are said in the environment or by flags, which nothing in code or a file changes
     strong: tuple[str, ...] = field(default=(), metadata={"carried": tuple})
 

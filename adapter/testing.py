@@ -52,7 +52,7 @@ class TestClient(SyncHTTPClient):
         tune(service, settings.runners)
         counted = settings.api_server.metrics
         metrics = ServerMetrics(service.name, counted) if counted.enabled else None
-        self._server = _Server(create_app(service, LocalRunners(), settings, metrics=metrics))
+        self._server = _Server(create_app(service, LocalRunners(settings.triton), settings, metrics=metrics))
         self._stop = weakref.finalize(self, self._server.stop)
         try:
             super().__init__(self._server.url, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,26 @@ def adapter_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def installation() -> Installation:
     """The tritonserver that tests talk to."""
     return ensure(os.environ)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The name of a bucket on a server that speaks S3, which the environment names."""
+    import fsspec  # not in the environments of tests/frameworks, which read this file too
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+        yield "bucket"
+    server.stop()
 
 
 @pytest.fixture(scope="module")

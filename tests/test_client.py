@@ -40,6 +40,7 @@ from adapter.exceptions import (
     ServiceUnavailable,
     StateException,
     TooManyRequests,
+    Unauthorized,
     UnprocessableEntity,
     UnsupportedMediaType,
 )
@@ -409,7 +410,7 @@ def test_answer_that_cannot_be_read_is_the_services_fault(client: SyncHTTPClient
     ("status", "kind"),
     [
         (400, InvalidArgument),
-        (401, AdapterError),
+        (401, Unauthorized),
         (404, NotFound),
         (409, AlreadyExists),
         (413, BodyTooLarge),

@@ -20,8 +20,23 @@ FILES = {
 # the first that a file's name begins with counts; `__init__` of the package is lazy and stands apart
 LEVELS = [
     (6, ("endpoint.compute", "endpoint.server")),
-    (0, ("absent", "allocator", "exceptions", "mailbox", "tag", "tensor", "kinds", "document", "settings", "layers")),
-    (0, ("validators",)),
+    (0, ("triton.address",)),  # it is a setting, too
+    (
+        0,
+        (
+            "absent",
+            "allocator",
+            "exceptions",
+            "mailbox",
+            "tag",
+            "tensor",
+            "kinds",
+            "document",
+            "settings",
+            "layers",
+            "validators",
+        ),
+    ),
     (1, ("payload", "model", "models", "requirements", "store", "archive", "migration")),
     (1, ("ledger", "worker_metrics", "measured", "metrics")),
     (2, ("resources", "runnable", "strategy", "method", "invocation", "streaming", "warmup", "runner", "frameworks")),
@@ -37,6 +52,7 @@ TRAVELLING = {
     *("triton.backend", "triton.instance", "triton.worker_process", "triton.dlpack", "triton.channel", "triton.spec"),
     *("triton.streams", "triton.stream_worker"),
     *("triton.worker", "triton.worker_log", "triton.stub_metrics", "triton.stub_memory"),
+    "triton.trial",
 }
 
 # third party -> where it may be imported
@@ -58,6 +74,7 @@ ROOMS = {
     "typing_extensions": ("",),  # named for type checkers only
     "tritonclient": ("triton",),
     "triton_python_backend_utils": ("triton.backend",),
+    "fsspec": ("triton.storage",),
     "grpc": ("triton",),
     "hpack": ("triton.rpc",),
     "google": ("triton", "frameworks.onnx"),
@@ -110,6 +127,7 @@ INSIDE = {
     ("payload", "pydantic"),
     ("method", "pandas"),
     ("io.parquet", "pyarrow"),
+    ("triton.storage", "fsspec"),
 }
 # what a Service offers of the levels above it, made by them when it is asked for
 UPWARD = {

@@ -17,6 +17,8 @@ COMMANDS = {
     "serve": "adapter.cli.serve:serve",
     "serve-http": "adapter.cli.serve:serve",  # the name of it in BentoML
     "export": "adapter.cli.export:export",
+    "deploy": "adapter.cli.deploy:deploy",
+    "rollback": "adapter.cli.deploy:rollback",
     "runners": "adapter.cli.runners:runners",
     "config": "adapter.cli.config:config",
     "models": "adapter.cli.models:models",

@@ -19,7 +19,9 @@ from adapter.endpoint.loading import check, load_service, maybe_set_volume_envir
 from adapter.endpoint.server import DEFAULT_DRAIN_S, DEFAULT_KEEP_ALIVE_S, DEFAULT_PORT, Server
 from adapter.endpoint.service import Service
 from adapter.exceptions import AdapterError
+from adapter.layers import load
 from adapter.server import logs
+from adapter.server.guard import tokens_of
 
 _output_file = click.option(
     "--output-file", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of standard output."
@@ -140,16 +142,20 @@ def run(
     allow_urls: bool,
     triton: str | None,
 ) -> None:
-    """Serve over HTTP."""
+    """Serve over HTTP.
+
+    With ADAPTER_API_TOKENS, or ADAPTER_API_TOKENS_FILE, every request but those for /healthcheck needs a bearer token.
+    """
     if triton is not None:
         raise click.UsageError(
             "--triton is for `adapter serve`: an endpoint's service lives in one process on this machine, which the "
             "server starts and watches."
         )
+    tokens = tokens_of(load(None, os.environ).settings.api_server)
     named.use_volume()
     limits = fetching.Limits(allowed=allow_urls)
     endpoint = Server(named.service(), async_enable, limits=limits, find_engine=lambda: ensure(os.environ))
-    code = endpoint.run(port, timeout_keep_alive, host=host, drain_s=drain_timeout)
+    code = endpoint.run(port, timeout_keep_alive, host=host, drain_s=drain_timeout, tokens=tokens)
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)  # a thread of the user's that never ends would keep the process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,15 +122,49 @@ SERVER = (
         envvar=["ADAPTER_VERBOSE", "ADAPTER_DEBUG"],
         help="Log what helps to find a fault, too.",
     ),
-    _option("--triton", to="triton.url", metavar="URL", help="Call a Triton that runs elsewhere: grpc://host:8001."),
-    _option("--manifest", to="triton.manifest", type=_PATH, help="With --triton: the manifest.json of its repository."),
+    _option(
+        "--triton",
+        to="triton.url",
+        metavar="URL",
+        help="Call Tritons that run elsewhere: grpc://host:8001, grpcs://host:8001, dns:///name:8001, or several with "
+        "commas between them.",
+    ),
+    _option("--triton-ca", to="triton.tls.ca", type=_PATH, help="Who may have signed the certificate of a Triton."),
+    _option(
+        "--triton-certificate",
+        to="triton.tls.certificate",
+        type=_PATH,
+        help="The certificate that a Triton is shown.",
+    ),
+    _option("--triton-key", to="triton.tls.key", type=_PATH, help="Its key, where that is another file."),
+    _option(
+        "--triton-server-name",
+        to="triton.tls.server_name",
+        help="The name that the certificate of a Triton is for, where that is not its host.",
+    ),
+    _option(
+        "--manifest",
+        to="triton.manifest",
+        metavar="PATH|URL",
+        help="With --triton: the manifest.json of its repository, which may lie in object storage (s3://…, gs://…).",
+    ),
     _option(
         "--repository",
         to="triton.repository",
-        type=_PATH,
+        metavar="PATH|URL",
         help="Export to this folder instead of a temporary one.",
     ),
 )
+
+
+def repository_option(function: F) -> F:
+    """Add `--repository`, which is a setting, to a command."""
+    return click.option(
+        "--repository",
+        metavar="PATH|URL",
+        envvar="ADAPTER_REPOSITORY",
+        help="The folder that Triton serves, or where it lies in object storage: s3://bucket/prefix, gs://bucket/prefix.",
+    )(function)
 
 
 def config_option(function: F) -> F:
@@ -152,7 +186,18 @@ def working_dir_option(function: F) -> F:
 
 def setting_options(function: F) -> F:
     """Add `--config` and every flag that is a setting to a command, which takes them as `**flags`."""
-    for option in reversed(SERVER):
+    return _options(function, SERVER)
+
+
+def triton_options(function: F) -> F:
+    """Add `--config` and the flags that say where Tritons are, and how they are called, as `setting_options`."""
+    return _options(
+        function, [option for option in SERVER if option.keys[:2] in (("triton", "url"), ("triton", "tls"))]
+    )
+
+
+def _options(function: F, options: Sequence[Option]) -> F:
+    for option in reversed(options):
         default = _DEFAULTS[option.keys] if option.value is None else None
         text = option.help if default is None else f"{option.help}  [default: {default}]"
         function = click.option(*option.flags, option.name, help=text, **option.attributes)(function)

@@ -18,6 +18,7 @@ from adapter.exceptions import (
     RemoteException,
     ServiceUnavailable,
     TooManyRequests,
+    Unauthorized,
     UnprocessableEntity,
     UnsupportedMediaType,
 )
@@ -26,6 +27,7 @@ _REQUEST_ID = "x-adapter-request-id"
 _MAX_SHOWN = 200
 _ERRORS: dict[int, type[AdapterError]] = {
     400: InvalidArgument,
+    401: Unauthorized,
     404: NotFound,
     409: AlreadyExists,
     413: BodyTooLarge,

@@ -193,7 +193,8 @@ class TritonCompute:
             manifest = Manifest.read(self._folder / "repository")
             bell = board.bell()
             self._stack.callback(board.silence, bell)
-            self._runners = TritonRunners(self._watchdog.engine.url, manifest, notices=Notices(board.path, bell))
+            notices = Notices(board.path, bell)
+            self._runners = TritonRunners(manifest, engine=self._watchdog.engine.url, notices=notices)
             await self._runners.start(self._records)
         except Exception as error:  # noqa: BLE001  # nobody waits for this task: such as a disk that is full
             if not self._stopping.is_set():

@@ -15,7 +15,7 @@ from adapter.endpoint.service import INFER, Service, endpoints_of
 from adapter.exceptions import InvalidArgument
 
 URL = "http://localhost:8080/infer"
-TOKEN = "ADAPTER_TOKEN"  # the variable with a bearer token, for what stands before the server
+TOKEN = "ADAPTER_TOKEN"  # the variable with a bearer token, for a server that asks for one
 _DEEPEST = 16
 
 _FORMATS = {

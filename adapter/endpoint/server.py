@@ -44,6 +44,7 @@ from adapter.endpoint.service import (
 from adapter.endpoint.types import File
 from adapter.exceptions import AdapterError, ServiceUnavailable, StateException, message_of, sentence, status_of
 from adapter.server.edge import Edge
+from adapter.server.guard import Guard, Tokens
 from adapter.server.health import Health
 from adapter.server.logs import AccessLog
 from adapter.server.threads import Threads
@@ -52,6 +53,7 @@ from adapter.triton.installation import Installation
 
 logger = logging.getLogger("adapter.endpoint")
 
+HEALTH = "/healthcheck"
 REPLICA = "ADAPTER_REPLICA_NAME"  # the variable, and the header of every answer
 DEFAULT_PORT = 8080
 DEFAULT_KEEP_ALIVE_S = 900
@@ -166,7 +168,7 @@ class Server:
     # ---- the application ------------------------------------------------------------------------------------------
 
     def _add_health(self) -> None:
-        @self.app.get("/healthcheck")
+        @self.app.get(HEALTH)
         async def health() -> JSONResponse:
             """200 when a request would be answered now, else 503."""
             status = HTTPStatus.OK if self.is_running else HTTPStatus.SERVICE_UNAVAILABLE
@@ -282,11 +284,15 @@ class Server:
         *,
         host: str = "127.0.0.1",
         drain_s: float = DEFAULT_DRAIN_S,
+        tokens: Tokens | None = None,
     ) -> int:
         """Serve until SIGTERM or SIGINT; the exit code is 1 where the service could not be set up, else 0.
 
-        After a signal, calls that run have `drain_s` seconds to end.
+        After a signal, calls that run have `drain_s` seconds to end. Where there are `tokens`, every request but
+        `/healthcheck` needs one.
         """
+        if tokens is not None:
+            self._document_tokens()
         said = Logging()
         edge = Edge(
             self.app,
@@ -297,6 +303,7 @@ class Server:
             log=AccessLog("server", said.format, said.access),
             metrics=None,
             tracer=None,
+            guard=Guard(tokens, health=frozenset({HEALTH})) if tokens is not None else None,
         )
         config = uvicorn.Config(
             edge,
@@ -314,6 +321,14 @@ class Server:
         except SystemExit:  # of uvicorn, where setup() failed before HTTP is served, or the port is taken
             return 1
         return 0 if running.started and not self._failure else 1
+
+    def _document_tokens(self) -> None:
+        document = self.app.openapi()  # which FastAPI keeps
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["bearer"] = {"type": "http", "scheme": "bearer"}
+        document["security"] = [{"bearer": []}]
+        for operation in document["paths"].get(HEALTH, {}).values():
+            operation["security"] = []
 
     async def _not_ready(self) -> str:
         return "" if self.is_running else f"The server is {self._state.name}."

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter.exceptions import InvalidArgument
+from adapter.exceptions import InvalidArgument, StateException
 from adapter.frameworks import picklable_model
 from adapter.frameworks.base import Framework, described, threads
 from adapter.frameworks.trial import Tensors, Trial
@@ -49,6 +49,7 @@ class LightGBM(Framework):
 
         if (folder / picklable_model.FILE).exists():
             return picklable_model.framework.load(folder, info)
+        _demand_whole(folder / FILE)
         return lightgbm.Booster(model_file=folder / FILE)
 
     def start(self, model: Model) -> Any:
@@ -62,6 +63,14 @@ class LightGBM(Framework):
             return None
         on_numbers = trial.on_numbers(booster.num_feature(), np.float64)
         return None if on_numbers is None else super().tensors(native, method, on_numbers)
+
+
+def _demand_whole(file: Path) -> None:
+    """Refuse a file that was cut short, on which LightGBM would end the process."""
+    text = file.read_bytes()
+    _, trees, rest = text.partition(b"\nend of trees")
+    if not trees or (b"\nparameters:" in rest and b"\nend of parameters" not in rest):
+        raise StateException(f"The file {file} ends in the middle of the model: it was not written or copied whole.")
 
 
 framework = LightGBM()

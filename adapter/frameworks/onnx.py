@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -61,8 +62,8 @@ class Onnx(Framework):
         if not isinstance(model, onnx.ModelProto):
             try:
                 model = onnx.load(os.fspath(model))
-            except DecodeError as error:
-                raise InvalidArgument(f"{os.fspath(model)!r} cannot be read as an ONNX model: {error}.") from error
+            except (DecodeError, onnx.checker.ValidationError) as error:  # the latter where a file of its weights lacks
+                raise InvalidArgument(f"{os.fspath(model)!r} cannot be read as an ONNX model: {error}") from error
         if model.ByteSize() <= _LARGEST:
             onnx.save(model, str(folder / FILE))
         else:  # its tensors go into a file of their own, and out of the model: it gets them back
@@ -93,6 +94,12 @@ class Onnx(Framework):
 
     def tensors(self, native: Any, method: str, trial: Trial) -> Tensors | None:
         """What the graph says; where that is not all, what a trial on the sample tells."""
+        for node in native.get_inputs():
+            if node.type == "tensor(bfloat16)":
+                raise InvalidArgument(
+                    f"The input {node.name!r} of the graph is of bfloat16, which ONNX Runtime takes no arrays of: let "
+                    "it take float32, and cast it in the graph."
+                )
         graph = Graph.of(native)
         inputs, outputs = graph.inputs, _outputs(native)
         for name, spec in graph.inputs.items():
@@ -178,7 +185,7 @@ def _parameters(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         plain = re.sub(r"\W", "_", name)
-        plain = plain if plain.isidentifier() else f"_{plain}"
+        plain = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"_{plain}"
         while plain in found:
             plain += "_"
         found.append(plain)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import cloudpickle
 import numpy as np
 
-from adapter.exceptions import InvalidArgument
+from adapter.exceptions import InvalidArgument, sentence
 from adapter.frameworks.base import Framework, described
 from adapter.frameworks.trial import Tensors, Trial, numbers
 from adapter.model import Model, ModelInfo
@@ -55,6 +55,11 @@ class PyTorch(Framework):
             raise InvalidArgument(
                 f"This {type(model).__name__} cannot be pickled ({error}): keep open files, locks and the like out of "
                 "its attributes."
+            ) from error
+        except RuntimeError as error:
+            raise InvalidArgument(
+                f"PyTorch cannot save this {type(model).__name__} ({sentence(error)}): where parts of it are "
+                "parametrized, torch.nn.utils.parametrize.remove_parametrizations writes their values into them."
             ) from error
         return None
 

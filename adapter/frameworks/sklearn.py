@@ -33,6 +33,11 @@ class Sklearn(PicklableModel):
                 f"adapter.sklearn saves estimators and pipelines of scikit-learn, not {described(model)}; "
                 "adapter.picklable_model saves any object that can be pickled."
             )
+        for step in _steps(model):
+            # a class of the user's own may not say in scikit-learn's way that it is fitted
+            if type(step).__module__.startswith("sklearn.") and not _fitted(step):
+                of = "" if step is model else f", a step of this {type(model).__name__},"
+                raise InvalidArgument(f"This {type(step).__name__}{of} is not fitted: call `fit` before it is saved.")
 
     def load(self, folder: Path, info: ModelInfo, **options: Any) -> Any:
         import joblib
@@ -63,7 +68,7 @@ class Sklearn(PicklableModel):
         width = getattr(native, "n_features_in_", None)
         if width is None or not _takes_one(trial.parameters):
             return None
-        if _returns_more(native, method) or any(_untypable(part) for part in _parts(native)):
+        if _returns_more(native, method) or any(_untypable(part) for part in parts(native)):
             return None
         sample = _zeros(native, width) if trial.sample is None else alone(trial.sample)
         table = numbers(sample)
@@ -78,6 +83,31 @@ class Sklearn(PicklableModel):
         return trial.on(sample).tensors(called)
 
 
+def _steps(native: Any) -> Iterator[Any]:
+    """An estimator, or the steps of a pipeline, those of pipelines in it included."""
+    from sklearn.base import BaseEstimator
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(native, Pipeline):
+        for _, step in native.steps:
+            yield from _steps(step)
+    elif isinstance(native, BaseEstimator):  # and not "passthrough"
+        yield native
+
+
+def _fitted(native: Any) -> bool:
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    if getattr(native, "vocabulary", None) is not None:  # of texts, which need not be learned then
+        return True
+    try:
+        check_is_fitted(native)
+    except NotFittedError:
+        return False
+    return True
+
+
 def _takes_one(parameters: Sequence[Parameter] | None) -> bool:
     """Whether a method needs its input and no other argument."""
     if not parameters or parameters[0].kind not in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD"):
@@ -85,7 +115,7 @@ def _takes_one(parameters: Sequence[Parameter] | None) -> bool:
     return not any(p.required and not p.kind.startswith("VAR_") for p in parameters[1:])
 
 
-def _parts(native: Any) -> Iterator[Any]:
+def parts(native: Any) -> Iterator[Any]:
     """An estimator and those it is made of: the steps of a pipeline, the best of a search, …"""
     from sklearn.base import BaseEstimator
 

@@ -28,6 +28,7 @@ from adapter.server import swagger
 from adapter.server.edge import ENDPOINT, Edge, Log
 from adapter.server.elsewhere import Elsewhere
 from adapter.server.endpoint import Endpoint, error_response
+from adapter.server.guard import Guard, tokens_of
 from adapter.server.health import Health
 from adapter.server.metrics import CONTENT_TYPE, ServerMetrics
 from adapter.server.openapi import document
@@ -37,9 +38,9 @@ from adapter.server.threads import Threads
 from adapter.server.tracing import Tracer
 from adapter.server.views import WithSelf
 from adapter.services import Life, Service
-from adapter.settings import Cors, Settings
+from adapter.settings import Cors, Settings, Triton
+from adapter.triton.address import is_address
 from adapter.triton.client import CallMetrics, CallTracer, TritonClient, connect
-from adapter.triton.copies import is_address
 from adapter.triton.existing import ExistingTransport
 from adapter.triton.existing import Runner as ExistingRunner
 from adapter.triton.manifest import Manifest
@@ -69,19 +70,26 @@ class Runners(Protocol):
 class LocalRunners:
     """All runners in this process: `adapter serve --development`, and embedded ones."""
 
-    def __init__(self, *, metrics: CallMetrics | None = None, tracer: CallTracer | None = None) -> None:
+    def __init__(
+        self,
+        triton: Triton = DEFAULTS.triton,
+        *,
+        metrics: CallMetrics | None = None,
+        tracer: CallTracer | None = None,
+    ) -> None:
+        """`triton` is how Tritons are called that code names."""
         self._started: list[Runner] = []  # and not those that another application has started
-        self._elsewhere = Elsewhere(metrics, tracer)
+        self._elsewhere = Elsewhere(triton, metrics=metrics, tracer=tracer)
 
     async def start(self, service: Service) -> None:
-        await self._run_here(service.runners)
+        await self._run_here(service, service.runners)
 
-    async def _run_here(self, runners: Iterable[Runner]) -> None:
+    async def _run_here(self, service: Service, runners: Iterable[Runner]) -> None:
         for runner in runners:
             if runner.spec.existing is None:
                 runner.connect(await asyncio.to_thread(LocalTransport, runner.spec, serving=True))
             else:
-                self._elsewhere.connect(runner)
+                self._elsewhere.connect(runner, service)
             self._started.append(runner)
 
     async def not_ready(self) -> str:
@@ -101,68 +109,73 @@ class TritonRunners(LocalRunners):
 
     def __init__(
         self,
-        url: str,
         manifest: Manifest,
+        triton: Triton = DEFAULTS.triton,
         *,
+        engine: str | None = None,
         metrics: CallMetrics | None = None,
         tracer: CallTracer | None = None,
         notices: Notices | None = None,
     ) -> None:
-        """`notices` say where Triton is now, and which entries cannot be called, for one that is looked after."""
-        super().__init__(metrics=metrics, tracer=tracer)
-        self._url = url
+        """`triton` says where Tritons are that run elsewhere.
+
+        `engine` is where one of our own is at first; `notices` say where it is now, and which entries cannot be called.
+        """
+        super().__init__(triton, metrics=metrics, tracer=tracer)
         self._manifest = manifest
+        self._engine = engine
         self._metrics = metrics
         self._tracer = tracer
         self._notices = notices
         self._notice = Notice()
-        self._client: TritonClient | None = None
-        self._expected: dict[str, str] = {}
+        self._client: TritonClient | None = None  # of the engine
+        self._began = False
         self._asked, self._reason = -math.inf, ""
 
     async def start(self, service: Service) -> None:
-        self._client = TritonClient(self._url)
+        if self._engine is not None:
+            self._client = TritonClient(self._engine)
         natives = self._manifest.natives(service.name)
         for runner in service.runners:
             if self._is_here(runner.spec):
                 continue
+            client = self._client or self._elsewhere.client(runner.spec, service)
             entries = self._manifest.entries(service.name, runner.name)
             if isinstance(runner, ExistingRunner):
                 runner.know(entries)
-                transport = ExistingTransport(self._client, runner.spec, metrics=self._metrics, tracer=self._tracer)
-                runner.connect(transport)
-                self._expected |= transport.interfaces
+                runner.connect(ExistingTransport(client, runner.spec, metrics=self._metrics, tracer=self._tracer))
             else:
-                self._expected |= connect(
-                    self._client, runner, entries, natives=natives, metrics=self._metrics, tracer=self._tracer
-                )
+                connect(client, runner, entries, natives=natives, metrics=self._metrics, tracer=self._tracer)
             self._started.append(runner)
-        if self._notices is not None:
+        if self._client is not None and self._notices is not None:
             self._notices.follow(self._heard)
-        await self._run_here(runner for runner in service.runners if self._is_here(runner.spec))
+        await self._run_here(service, (runner for runner in service.runners if self._is_here(runner.spec)))
+        self._began = True
 
     def _is_here(self, runner: RunnerSpec) -> bool:
-        """Whether a runner is not in the Triton that this is for, but in this process or in a Triton of its own."""
+        """Whether a runner has no entries in the manifest: it is in this process, or in a Triton that code names."""
         return runner.embedded or (runner.existing is not None and is_address(runner.existing))
 
     def _heard(self, notice: Notice) -> None:
         if self._client is None:
             return
-        if notice.url is not None and notice.url != self._client.url:
+        if notice.url is not None and notice.url != self._engine:
             self._client.move(notice.url)
+            self._engine = notice.url
         self._client.refuse(notice.refused)
         self._notice = notice
         self._asked = -math.inf
 
     async def not_ready(self) -> str:
-        if self._client is None:
+        if not self._began:
             return "This worker is starting."
-        for entry in self._expected:
-            if reason := self._notice.refused.get(entry) or self._notice.not_ready.get(entry):
-                return reason
-        if time.monotonic() - self._asked > _READY_FOR_S:
-            self._reason = await self._client.not_ready(self._expected)
-            self._asked = time.monotonic()
+        if self._client is not None:
+            for entry in self._client.expected:
+                if reason := self._notice.refused.get(entry) or self._notice.not_ready.get(entry):
+                    return reason
+            if time.monotonic() - self._asked > _READY_FOR_S:
+                self._reason = await self._client.not_ready()
+                self._asked = time.monotonic()
         return self._reason or await self._elsewhere.not_ready()
 
     def abandon(self, identity: str) -> None:
@@ -172,9 +185,9 @@ class TritonRunners(LocalRunners):
 
     async def stop(self) -> None:
         await super().stop()
-        if self._notices is not None:
-            self._notices.leave()
         if self._client is not None:
+            if self._notices is not None:
+                self._notices.leave()
             await self._client.close()
 
 
@@ -237,13 +250,15 @@ def create_app(
             yield
 
     app = FastAPI(title=service.name, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.router.routes += [*_infrastructure(service, life, health, metrics), *swagger.routes(service)]
+    tokens = tokens_of(server)
+    openapi = document(service, with_tokens=tokens is not None)
+    app.router.routes += [*_infrastructure(service, life, health, metrics, openapi), *swagger.routes(service)]
     for mount in life.mounts:
         app.mount(mount.path, WithSelf(mount.app, life) if service.classes else mount.app, mount.name)
     app.add_exception_handler(HTTPException, _no_such_route(service))
     for kind in (AdapterError, Exception):  # FastAPI raises again what only the second one is for
         app.add_exception_handler(kind, _failed)
-    with_cors = functools.partial(_with_cors, cors=server.http.cors)
+    with_cors = functools.partial(_with_cors, cors=server.http.cors, with_tokens=tokens is not None)
     inner = with_cors(_Dispatch(app))
     for middleware, options in reversed(service.middlewares):
         inner = middleware(inner, **options)
@@ -261,6 +276,7 @@ def create_app(
         metrics=metrics,
         tracer=tracer,
         abandon=runners.abandon,
+        guard=Guard(tokens, page=swagger.sign_in()) if tokens is not None else None,
     )
 
 
@@ -274,7 +290,7 @@ class _Dispatch:
         await (scope.get(ENDPOINT) or self._app)(scope, receive, send)
 
 
-def _with_cors(app: ASGIApp, cors: Cors) -> ASGIApp:
+def _with_cors(app: ASGIApp, cors: Cors, *, with_tokens: bool) -> ASGIApp:
     if not cors.enabled:
         return app
     given = {
@@ -287,6 +303,8 @@ def _with_cors(app: ASGIApp, cors: Cors) -> ASGIApp:
         "max_age": cors.access_control_max_age,
     }
     options: dict[str, Any] = {"allow_methods": ("GET", "POST"), **{k: v for k, v in given.items() if v is not None}}
+    if with_tokens:
+        options["allow_headers"] = (*options.get("allow_headers", ()), "Authorization")
     return CORSMiddleware(app, **options)
 
 
@@ -297,9 +315,9 @@ async def _failed(request: Request, error: Exception) -> Response:
 # ---- the other routes ---------------------------------------------------------------------------------------------
 
 
-def _infrastructure(service: Service, life: Life, health: Health, metrics: ServerMetrics | None) -> list[Route]:
-    openapi = document(service)
-
+def _infrastructure(
+    service: Service, life: Life, health: Health, metrics: ServerMetrics | None, openapi: dict[str, Any]
+) -> list[Route]:
     async def alive(request: Request) -> Response:
         if await life.alive():
             return PlainTextResponse("\n")
@@ -322,7 +340,8 @@ def _infrastructure(service: Service, life: Life, health: Health, metrics: Serve
         counted = metrics
 
         async def page(request: Request) -> Response:
-            return Response(await counted.page(), headers={"content-type": CONTENT_TYPE})
+            ready = not await health.not_ready()
+            return Response(await counted.page(ready=ready), headers={"content-type": CONTENT_TYPE})
 
         routes.append(Route("/metrics", page))
     return routes

@@ -17,6 +17,7 @@ from adapter.exceptions import BodyTooLarge, DeadlineExceeded, RemoteException, 
 from adapter.io.base import accept
 from adapter.server.corked import LEFT
 from adapter.server.endpoint import BrokenOff, error_response
+from adapter.server.guard import Guard
 from adapter.server.health import Health
 from adapter.server.metrics import ServerMetrics
 from adapter.server.tracing import Tracer
@@ -58,7 +59,7 @@ class Edge:
 
     `endpoints` are the APIs by route. An API is found here, by its path, and not by the router of the application,
     whose layers would cost more than all that is done for a small request. `abandon` is told the id of a request whose
-    client goes away before it has its answer.
+    client goes away before it has its answer. `guard` says who may call; all may where there is none.
     """
 
     def __init__(
@@ -73,10 +74,15 @@ class Edge:
         metrics: ServerMetrics | None,
         tracer: Tracer | None,
         abandon: Callable[[str], None] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.health = health
         self._abandon = abandon
         self._app = app
+        self._guard = guard
+        # chosen here, so that a request costs nothing more where everybody may call
+        self._let_in = self._answer if guard is None else self._guarded
+        self._beside = app if guard is None else guard.around(app)
         self._with_cors = with_cors
         self._traffic = settings.traffic
         self._shows_trace = settings.http.response.trace_id
@@ -92,7 +98,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._beside(scope, receive, send)
             return
         begun = time.perf_counter()
         path = scope["path"]
@@ -111,7 +117,7 @@ class Edge:
             metrics.begun(label)
         try:
             if self._tracer is None:
-                await self._answer(scope, exchange, path)
+                await self._let_in(scope, exchange, path)
             else:
                 await self._traced(self._tracer, scope, exchange, path, label)
         finally:
@@ -127,8 +133,16 @@ class Edge:
         with tracer.request(scope, label) as span:
             if self._shows_trace:
                 exchange.shown.append((_TRACE_ID, span.trace_id.encode()))
-            await self._answer(scope, exchange, path)
+            await self._let_in(scope, exchange, path)
             span.answered(exchange.status or _DISCONNECTED)
+
+    async def _guarded(self, scope: Scope, exchange: _Exchange, path: str) -> None:
+        assert self._guard is not None
+        refusal = self._guard.refusal(scope, path)
+        if refusal is None:
+            await self._answer(scope, exchange, path)
+        else:  # by way of CORS, which answers what a browser asks before it sends a header
+            await self._with_cors(refusal)(scope, exchange.receive, exchange.send)
 
     async def _answer(self, scope: Scope, exchange: _Exchange, path: str) -> None:
         try:

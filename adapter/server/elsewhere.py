@@ -1,52 +1,90 @@
-"""Runners whose entries lie in Tritons of their own: `adapter.triton.Runner("name", "grpc://host:8001")`."""
+"""Tritons that run elsewhere: those of `--triton`, those that single runners have, and those that code names."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 
-from adapter.exceptions import StateException
-from adapter.runner import Runner
+from adapter.exceptions import ConfigException, StateException
+from adapter.runner import Runner, RunnerSpec
+from adapter.services import Service
+from adapter.settings import Triton
+from adapter.triton.address import Address, is_address
 from adapter.triton.client import CallMetrics, CallTracer, TritonClient
-from adapter.triton.copies import is_address
 from adapter.triton.existing import ExistingTransport
 
 _READY_FOR_S = 1.0  # how long an answer to "is Triton ready?" is believed
 
 
-class Elsewhere:
-    """One client for each such Triton, for as long as the application lives."""
+def place_of(runner: RunnerSpec, triton: Triton) -> str | None:
+    """Where the entries of a runner are: at an address of its own, else at that of all, None where there is none."""
+    if runner.name in triton.runners and (own := triton.runners[runner.name].url) is not None:
+        return own
+    return runner.existing if runner.existing is not None and is_address(runner.existing) else triton.url
 
-    def __init__(self, metrics: CallMetrics | None = None, tracer: CallTracer | None = None) -> None:
+
+def check(service: Service, triton: Triton) -> None:
+    """Raise ConfigException where the runners of a service and the Tritons that are set do not go together."""
+    runners = {runner.name: runner.spec for runner in service.runners}
+    for name in triton.runners:
+        if name not in runners:
+            known = ", ".join(runners) or "none"
+            raise ConfigException(
+                f"triton.runners has an address for the runner {name!r}, but the service {service.name!r} has {known}."
+            )
+        if runners[name].embedded:
+            raise ConfigException(
+                f"triton.runners has an address for the runner {name!r}, which is embedded: it runs in the front."
+            )
+    for name, runner in runners.items():
+        if not runner.embedded and place_of(runner, triton) is None:
+            raise ConfigException(
+                f"The runner {name!r} has no Triton: set triton.url (--triton) for all runners, or "
+                f"triton.runners.{name}.url for this one."
+            )
+    for url in dict.fromkeys(place_of(runner, triton) for runner in runners.values() if not runner.embedded):
+        if url is not None:
+            triton.at(url).context()
+
+
+class Elsewhere:
+    """One client for each address, for as long as the application lives."""
+
+    def __init__(self, triton: Triton, *, metrics: CallMetrics | None = None, tracer: CallTracer | None = None) -> None:
+        self._triton = triton
         self._metrics = metrics
         self._tracer = tracer
-        self._clients: dict[str, TritonClient] = {}
-        self._expected: dict[str, dict[str, str]] = {}
+        self._clients: dict[Address, TritonClient] = {}
         self._asked, self._reason = -math.inf, ""
 
-    def connect(self, runner: Runner) -> None:
-        """Send a runner's calls to the Triton that it names; on the event loop.
+    def client(self, runner: RunnerSpec, service: Service) -> TritonClient:
+        """The client for the Tritons that have the entries of a runner; on the event loop.
 
-        StateException where it names a folder, which needs a Triton that serves it.
+        StateException where they lie in a folder, which needs a Triton that serves it.
         """
-        place = runner.spec.existing or ""
-        if not is_address(place):
+        place = place_of(runner, self._triton)
+        if place is None:
             raise StateException(
-                f"The runner {runner.name!r} calls entries in {place}, which Triton alone can serve: run "
+                f"The runner {runner.name!r} calls entries in {runner.existing}, which Triton alone can serve: run "
                 "`adapter serve` without --development."
             )
-        client = self._clients.get(place) or TritonClient(place)
-        self._clients[place] = client
-        transport = ExistingTransport(client, runner.spec, metrics=self._metrics, tracer=self._tracer)
-        runner.connect(transport)
-        self._expected.setdefault(place, {}).update(transport.interfaces)
+        address = self._triton.at(place)
+        if address not in self._clients:
+            mend = f"run `adapter deploy {service.import_string} --triton {address}`"
+            self._clients[address] = TritonClient(address, watch=True, mend=mend, observer=self._metrics)
+        return self._clients[address]
+
+    def connect(self, runner: Runner, service: Service) -> None:
+        """Send the calls of a runner to entries that exist already; as `client`."""
+        client = self.client(runner.spec, service)
+        runner.connect(ExistingTransport(client, runner.spec, metrics=self._metrics, tracer=self._tracer))
 
     async def not_ready(self) -> str:
         """Why calls would fail now; "" when they would not."""
         if self._clients and time.monotonic() - self._asked > _READY_FOR_S:
-            self._reason = ""
-            for place, client in self._clients.items():
-                self._reason = self._reason or await client.not_ready(self._expected[place])
+            reasons = await asyncio.gather(*(client.not_ready() for client in self._clients.values()))
+            self._reason = next(filter(None, reasons), "")
             self._asked = time.monotonic()
         return self._reason
 

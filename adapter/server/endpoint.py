@@ -114,6 +114,8 @@ def error_response(error: BaseException, api: str = "") -> Response:
         headers = {}
         if (seconds := getattr(error, "retry_after", None)) is not None:
             headers["retry-after"] = str(max(1, math.ceil(seconds)))
+        if status == http.HTTPStatus.UNAUTHORIZED:
+            headers["www-authenticate"] = "Bearer"
         text = message_of(error) or f"{http.client.responses.get(status, type(error).__name__)}."
         body: dict[str, Any] = {"error": text} if error.detail is None else {"error": text, "detail": error.detail}
         return JSONResponse(body, status_code=status, headers=headers)

@@ -44,9 +44,10 @@ logger = logging.getLogger("adapter.server")
 class FrontOptions:
     """What the launcher tells a front process, the `index`-th of them.
 
-    `service` is the name of the service that `target` leads to, `store` whether there is a model store here, `url`
-    where Triton is, None with local runners. In `metrics_folder` the fronts keep their numbers together; `metrics_url`
-    is Triton's own page of them. On the `board`, a file, and by the bell `bell_fd` the launcher tells what changes.
+    `service` is the name of the service that `target` leads to, `store` whether there is a model store here, `engine`
+    where a Triton of our own is, None where there is none. In `metrics_folder` the fronts keep their numbers together;
+    `metrics_url` is Triton's own page of them. On the `board`, a file, and by the bell `bell_fd` the launcher tells
+    what changes.
     """
 
     target: str
@@ -59,7 +60,7 @@ class FrontOptions:
     board: str
     tasks_folder: str
     metrics_url: str | None = None
-    url: str | None = None
+    engine: str | None = None
     manifest: str | None = None
     index: int = 1
     listen_fd: int = -1
@@ -122,18 +123,23 @@ def main() -> int:
     if os.getppid() != options.parent:
         return 0
     try:
-        log = logs.AccessLog(component, said.format, said.access) if said.access.enabled else None
         name, counted = options.service, server.metrics
         notices = Notices(Path(options.board), options.bell_fd)
         metrics = ServerMetrics(name, counted, engine=options.metrics_url, notices=notices) if counted.enabled else None
+        log: logs.AccessLog | None = None
+        if said.access.enabled:
+            lost = metrics.lines_lost if metrics is not None else None
+            log = logs.AccessLog(component, said.format, said.access, on_lost=lost)
         tracer = tracing.start(settings.tracing, name)
-        runners: Runners = LocalRunners(metrics=metrics, tracer=tracer)
+        runners: Runners = LocalRunners(settings.triton, metrics=metrics, tracer=tracer)
         manifest = Manifest.read(Path(options.manifest)) if options.manifest else None
         if manifest is not None:
             store = models.store() if options.store else None
             models.use_source(manifest.source(name, store))
-            if options.url is not None:
-                runners = TritonRunners(options.url, manifest, metrics=metrics, tracer=tracer, notices=notices)
+            if options.engine is not None or settings.triton.elsewhere:
+                runners = TritonRunners(
+                    manifest, settings.triton, engine=options.engine, metrics=metrics, tracer=tracer, notices=notices
+                )
         service = load_service(options.target, options.working_dir)
         tune(service, settings.runners)
         folder = Path(options.tasks_folder)

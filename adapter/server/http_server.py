@@ -21,6 +21,7 @@ import httpx
 
 from adapter.client import Options, SyncHTTPClient
 from adapter.exceptions import ConfigException, DeadlineExceeded, InvalidArgument, StateException
+from adapter.layers import TOKENS
 from adapter.services import Service
 from adapter.settings import DEFAULT_HOST, DEFAULT_PORT
 from adapter.triton import tether
@@ -116,11 +117,13 @@ class HTTPServer:
         return self
 
     def get_client(self, **options: Unpack[Options]) -> SyncHTTPClient:
-        """A client of the service; `options` are those of SyncHTTPClient."""
+        """A client of the service; `options` are those of SyncHTTPClient. It sends a token that the environment has."""
         if self._certificate is not None:
             trust = ssl.create_default_context(cafile=self._certificate)
             trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever signed it
             options.setdefault("verify", trust)
+        if tokens := self._env.get(TOKENS, os.environ.get(TOKENS)):
+            options.setdefault("token", tokens.split(",")[0].strip())
         return SyncHTTPClient.from_url(self.url, **options)
 
     def stop(self, grace: float = DEFAULT_GRACE_S) -> int:

@@ -31,8 +31,9 @@ from adapter import models
 from adapter.exceptions import ConfigException, EngineError, StateException, sentence
 from adapter.loader import load_service
 from adapter.metrics import FOLDER
-from adapter.server import metrics, tls
+from adapter.server import elsewhere, metrics, tls
 from adapter.server.front import STARTUP_FAILED, VARIABLE, FrontOptions
+from adapter.server.guard import tokens_of
 from adapter.server.reload import ENVIRONMENT, KEPT, RebuildOptions, Reloader
 from adapter.server.temporary import temporary_folder
 from adapter.server.tracing import engine_traces_url
@@ -44,7 +45,7 @@ from adapter.triton.engine import Engine
 from adapter.triton.engine_log import LogLine
 from adapter.triton.export import ExportPlan, Written, plan, write
 from adapter.triton.installation import Installation
-from adapter.triton.manifest import Manifest, RecordingModels
+from adapter.triton.manifest import Manifest, RecordingModels, fetch
 from adapter.triton.notice import Board
 from adapter.triton.watchdog import Watchdog
 from adapter.tuning import tailored, tune
@@ -116,7 +117,7 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
     with contextlib.ExitStack() as stack:
         stop = _StopSignals()
         manifest: Path | None = None
-        url: str | None = None
+        engine: str | None = None
         watchdog: Watchdog | None = None
         board = Board(stack.enter_context(temporary_folder(_BOARD)))
         planned: ExportPlan | None = None
@@ -124,17 +125,20 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
         if options.reload:
             sys.dont_write_bytecode = True
             os.environ.update(ENVIRONMENT)
-        remote = options.settings.triton.url
-        if remote is not None:
-            manifest, url = _remote_manifest(options), remote
+        remote = options.settings.triton.elsewhere
+        if remote:
+            manifest = stack.enter_context(_remote_manifest(options))
         service, tags = _load(options, manifest)
+        if remote:
+            elsewhere.check(service, options.settings.triton)
         options = replace(options, settings=tailored(options.settings, service))
         server = options.settings.api_server
         tls.check(server.ssl)
+        tokens_of(server)  # refuses a file that cannot be used, before anything is started
         listener = stack.enter_context(_listen(server.http.host, server.http.port, server.backlog))
         os.environ.update(service.envs)
         _deploy(service)
-        if remote is None:
+        if not remote:
             if not options.development:
                 repository = options.settings.triton.repository
                 manifest = stack.enter_context(_repository(repository)) if service.runners else None
@@ -152,7 +156,7 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
                             "triton.backends is for `adapter export`: here Triton's python backend serves all models."
                         )
                     watchdog = _start_engine(stack, installation, manifest, names, traces_url, board, server)
-                    url = watchdog.engine.url
+                    engine = watchdog.engine.url
 
         front = FrontOptions(
             target=options.target,
@@ -160,12 +164,12 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
             working_dir=str(Path.cwd()),
             parent=os.getpid(),
             settings=options.settings,
-            store=remote is None,
+            store=not remote,
             metrics_folder=str(stack.enter_context(temporary_folder(_METRICS))),
             board=str(board.path),
             tasks_folder=str(stack.enter_context(temporary_folder(_TASKS))),
             metrics_url=options.settings.triton.metrics_url,
-            url=url,
+            engine=engine,
             manifest=str(manifest) if manifest is not None else None,
         )
         fronts = Fronts(options, listener, front, board)
@@ -305,8 +309,13 @@ def _start_engine(
 
 
 @contextlib.contextmanager
-def _repository(named: Path | None) -> Iterator[Path]:
+def _repository(named: Path | str | None) -> Iterator[Path]:
     """The folder that the service is exported to: the one named, else one that lasts as long as this process."""
+    if isinstance(named, str):
+        raise ConfigException(
+            f"The Triton that `adapter serve` starts gets its models from a folder of this machine, and not from {named}: "
+            "leave out --repository, or name a Triton that reads them there with --triton."
+        )
     if named is not None:
         yield named
         return
@@ -314,7 +323,9 @@ def _repository(named: Path | None) -> Iterator[Path]:
         yield folder
 
 
-def _remote_manifest(options: ServeOptions) -> Path:
+@contextlib.contextmanager
+def _remote_manifest(options: ServeOptions) -> Iterator[Path]:
+    """The manifest of Tritons that run elsewhere; one in object storage is read once, for all fronts."""
     if options.development:
         raise ConfigException("--development runs everything in one process, so it cannot be used with --triton.")
     if options.reload:
@@ -323,7 +334,12 @@ def _remote_manifest(options: ServeOptions) -> Path:
             "`adapter export` and load the entry there, or leave out --triton while you write the service."
         )
     triton = options.settings.triton
-    return (triton.manifest or triton.repository or DEFAULT_REPOSITORY).resolve()
+    place = triton.manifest or triton.repository or DEFAULT_REPOSITORY
+    if isinstance(place, Path):
+        yield place.resolve()
+        return
+    with temporary_folder(_REPOSITORY) as folder:
+        yield fetch(place, folder)
 
 
 def _shown(host: str) -> str:

@@ -139,10 +139,18 @@ class AccessLog:
 
     The lines of five milliseconds are written together. A reader of stderr that does not keep up never makes
     the loop wait: a thread waits for it then, and lines are dropped, and counted, only when 8 MB of them are waiting.
-    Silent while the level of the logger `adapter.access` is above INFO.
+    `on_lost` is told how many. Silent while the level of the logger `adapter.access` is above INFO.
     """
 
-    def __init__(self, component: str, wanted: Format, settings: Access, *, fd: int = 2) -> None:
+    def __init__(
+        self,
+        component: str,
+        wanted: Format,
+        settings: Access,
+        *,
+        fd: int = 2,
+        on_lost: Callable[[int], None] | None = None,
+    ) -> None:
         self._component = component
         self._json = chosen(wanted) == "json"
         self._settings = settings
@@ -150,7 +158,7 @@ class AccessLog:
         self._sent_type, self._sent_length = settings.response_content_type, settings.response_content_length
         self._logger = logging.getLogger(ACCESS)
         self._second, self._time = -1, ""
-        self._writer = _Writer(fd, self._lost)
+        self._writer = _Writer(fd, self._lost, on_lost)
         self._put = self._writer.put
         self.close = self._writer.close
         atexit.register(self.close)
@@ -254,9 +262,10 @@ def _number(length: bytes) -> int | None:
 class _Writer:
     """Writes lines to a file descriptor; the event loop never waits for its reader."""
 
-    def __init__(self, fd: int, lost: Callable[[int], bytes]) -> None:
+    def __init__(self, fd: int, lost: Callable[[int], bytes], on_lost: Callable[[int], None] | None) -> None:
         self._fd = fd
         self._lost = lost
+        self._on_lost = on_lost
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         self._lines: list[bytes] = []
@@ -303,7 +312,10 @@ class _Writer:
     def _leave(self, piece: bytes) -> None:
         with self._lock:
             if self._size + len(piece) > _MOST_WAITING:
-                self._dropped += piece.count(b"\n")
+                lines = piece.count(b"\n")
+                self._dropped += lines
+                if self._on_lost is not None:
+                    self._on_lost(lines)
                 return
             self._waiting.append(piece)
             self._size += len(piece)

@@ -165,6 +165,17 @@ class ServerMetrics:
         self._flights = _Level(
             "triton_requests_in_flight", "Requests to Triton that have no answer yet.", runner, **theirs
         )
+        self._lost = prometheus_client.Counter(
+            "log_lines_dropped_total", "Lines of the access log that nobody read in time.", service_labels, **ours
+        ).labels(*self._service)
+        # of front processes that see it differently, the one that sees the fewest is shown
+        tritons: dict[str, Any] = {**theirs, "labelnames": (*service_labels, "address"), "multiprocess_mode": "livemin"}
+        self._replicas_up = prometheus_client.Gauge(
+            "triton_replicas_up", "Tritons at an address that runs elsewhere, and answer.", **tritons
+        )
+        self._replicas = prometheus_client.Gauge(
+            "triton_replicas", "Tritons at an address that runs elsewhere.", **tritons
+        )
         self._retries: dict[tuple[str, str], int] = {}
         self._retry_total = prometheus_client.Counter(
             "retry_total", "Calls sent again alone, after the request that they shared failed.", runner, **theirs
@@ -217,6 +228,15 @@ class ServerMetrics:
         if not self._dirty:
             self._fold_soon()
 
+    def lines_lost(self, lines: int) -> None:
+        """Lines of the access log were dropped."""
+        self._lost.inc(lines)
+
+    def replicas(self, address: str, up: int, known: int) -> None:
+        """So many Tritons of those known at an address can be called now."""
+        self._replicas_up.labels(*self._service, address).set(up)
+        self._replicas.labels(*self._service, address).set(known)
+
     # ---- twice a second, and when somebody looks ------------------------------------------------------------------
 
     def _fold_soon(self) -> None:
@@ -243,16 +263,19 @@ class ServerMetrics:
         """Write down what has been counted; call it last."""
         self._fold()
 
-    async def page(self) -> bytes:
-        """The text of `/metrics`: of all workers, the user's metrics, and Triton's."""
+    async def page(self, *, ready: bool) -> bytes:
+        """The text of `/metrics`: of all workers, the user's metrics, and Triton's; `ready` is for this worker."""
         self._fold()
-        return await asyncio.to_thread(self._page)
+        return await asyncio.to_thread(self._page, ready)
 
-    def _page(self) -> bytes:
+    def _page(self, ready: bool) -> bytes:
         shared = bool(os.environ.get(metrics.FOLDER))  # then what the user's code reads is all that there is
         own = b"" if shared else prometheus_client.generate_latest(self._registry)
         notice = Notice() if self._notices is None else self._notices.read()
-        page = own + metrics.generate_latest() + _numbers(notice.numbers)
+        labels = (("service_name", self._service[0]), ("service_version", self._service[1]))
+        text = "Whether the worker that answered can serve requests: what /readyz says."
+        numbers = (Number("adapter_ready", text, labels, float(ready), "gauge"), *notice.numbers)
+        page = own + metrics.generate_latest() + _numbers(numbers)
         engine = notice.metrics_url or self._engine
         return page if engine is None else with_engine(page, engine)
 

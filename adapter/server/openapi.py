@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.routing import PARAM_REGEX, compile_path
 
 from adapter.io.base import IODescriptor
+from adapter.server.guard import HEALTH
 from adapter.server.tasks import VERBS
 from adapter.server.views import give_self
 from adapter.services import API, Mount, Service
@@ -43,6 +44,8 @@ _ERRORS = {
     "503": ("ServiceUnavailable", "The service cannot answer now; try again after `retry-after` seconds."),
     "504": ("GatewayTimeout", "The answer took longer than the server or the caller allows."),
 }
+_UNAUTHORIZED = "Unauthorized"
+_BEARER = "bearer"  # the name of the security scheme, which the page knows as well
 _TRY_AGAIN = {"429", "503"}
 _HEADERS = {
     REQUEST_ID: {
@@ -53,13 +56,19 @@ _HEADERS = {
 }
 
 
-def document(service: Service) -> dict[str, Any]:
-    """Describe every API of a service, the health routes and metrics, and mounted FastAPI applications."""
+def document(service: Service, *, with_tokens: bool = False) -> dict[str, Any]:
+    """Describe every API of a service, the health routes and metrics, and mounted FastAPI applications.
+
+    `with_tokens`: all but the health routes need a bearer token.
+    """
     give_self(service)
     components = Components()
     components.add("schemas", {"Error": _ERROR})
     components.add("headers", _HEADERS)
     components.add("responses", {name: _error(status, about) for status, (name, about) in _ERRORS.items()})
+    if with_tokens:  # before those of mounted applications, which get another name where it is taken
+        components.add("responses", {_UNAUTHORIZED: _error("401", "The request has no token that the server takes.")})
+        components.add("securitySchemes", {_BEARER: {"type": "http", "scheme": "bearer"}})
     paths: dict[str, Any] = {}
     for api in service.apis.values():
         _, path, _ = compile_path(api.route)
@@ -73,11 +82,14 @@ def document(service: Service) -> dict[str, Any]:
     ]
     for mount in service.mounts:
         _merge(mount, paths, components, tags)
+    if with_tokens:
+        paths = {path: _with_token(path, item) for path, item in paths.items()}
     return {
         "openapi": VERSION,
         "info": {"title": service.name, "version": "0", "description": service.doc, **_labels(service)},
         "servers": [{"url": "."}],
         "tags": tags,
+        **({"security": [{_BEARER: []}]} if with_tokens else {}),
         "paths": paths,
         "components": components.sections,
     }
@@ -322,13 +334,33 @@ def _get(name: str, summary: str, *errors: str, about: str = "Yes") -> dict[str,
     }
 
 
-_INFRASTRUCTURE = {
+_INFRASTRUCTURE: dict[str, Any] = {
     "/livez": _get("livez", "Whether this process is alive"),
     "/healthz": _get("healthz", "The same as /livez"),
     "/readyz": _get("readyz", "Whether requests can be served now", "503"),
     "/metrics": _get("metrics", "What Prometheus reads", "4XX", about="The metrics of all workers and of the engine"),
 }
 _NOT_MOUNTED = {*_INFRASTRUCTURE, "/", "/docs.json"}
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def _with_token(path: str, item: dict[str, Any]) -> dict[str, Any]:
+    """The operations of a path, each with the token that it needs beside what it may need already."""
+    found: dict[str, Any] = {}
+    for method, operation in item.items():
+        if path in HEALTH:
+            found[method] = {**operation, "security": []}
+        elif isinstance(operation, dict) and "responses" in operation:
+            refused = {"401": {"$ref": reference("responses", _UNAUTHORIZED)}}
+            operation = {**operation, "responses": {**refused, **operation["responses"]}}
+            if (own := operation.get("security")) is not None:
+                operation["security"] = [{**each, _BEARER: []} for each in own or [{}]]
+            found[method] = operation
+        else:
+            found[method] = operation
+    return found
 
 
 # ---- mounted applications -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from adapter.server.launch import load_recorded
 from adapter.server.reload import RebuildOptions, Rebuilt
 from adapter.server.watched import files_of
 from adapter.settings import Settings
-from adapter.triton.engine import Control
+from adapter.triton.admin import Control
 from adapter.triton.export import ExportPlan, Written, plan, write
 from adapter.tuning import tailored
 

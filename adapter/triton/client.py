@@ -16,6 +16,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Callable,
+    Collection,
     Coroutine,
     Hashable,
     Iterable,
@@ -31,7 +32,6 @@ from tritonclient.grpc import service_pb2 as pb
 from adapter import payload
 from adapter.exceptions import (
     ClientGone,
-    ConfigException,
     InvalidArgument,
     RemoteException,
     ServiceUnavailable,
@@ -44,53 +44,84 @@ from adapter.method import MethodSpec
 from adapter.runner import Runner, RunnerSpec, refuse_event_loop
 from adapter.streaming import async_stepped, stepped
 from adapter.tensor import Array, concat, numpy_dtype
-from adapter.triton.config import BLOB, INTERFACE, Entry
-from adapter.triton.failures import NOT_HEALTHY, is_own, translated
+from adapter.triton.address import Address, parse
+from adapter.triton.config import BLOB, Entry
+from adapter.triton.failures import NotBegun, Unserved, is_own, translated
 from adapter.triton.lanes import Call, Lane
 from adapter.triton.native import Native, from_native, to_native
+from adapter.triton.replicas import SERVICE, Link, Observer, Replicas, Resolve, resolve_name
 from adapter.triton.request import deadline, request_id
-from adapter.triton.rpc import Channel, Code, Metadata, RpcError
+from adapter.triton.rpc import Code, Metadata, RpcError
 from adapter.triton.stream_call import StreamCall
-from adapter.triton.worker_process import KEEPS_DYING
 
-_SERVICE = "/inference.GRPCInferenceService/"
+_INFER, _STREAM = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
 _RAW_INPUTS = (
     pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
 )  # tag: a length follows
-_PROBE_S = 2.0
-_BELIEVED_S = 5.0  # the longest pause between two starts of a worker
-_STREAM_WINDOW = 1 << 20
 _PIECES_IN_FLIGHT = 4  # of one long call, so that it leaves Triton to others as well
+MEND = "run `adapter export` again and load it there"
 
 
 class TritonClient:
-    """One connection to Triton, for all runners of a front process; it belongs to the event loop that made it."""
+    """The connections to Triton, for the runners of a front process; it belongs to the event loop that made it.
 
-    def __init__(self, url: str) -> None:
-        """Connect to `host:port` or `grpc://host:port`; ConfigException where `url` is neither."""
-        self.url = url
+    Several Tritons that serve the same entries are one to its callers: see `Replicas`.
+    """
+
+    def __init__(
+        self,
+        address: Address | str,
+        *,
+        watch: bool = False,
+        mend: str = MEND,
+        resolve: Resolve = resolve_name,
+        observer: Observer | None = None,
+    ) -> None:
+        """Connect when it is first used; ConfigException where `address` is none, or its TLS cannot be made.
+
+        `watch` is for Tritons that nobody else looks after: it tells when one goes and comes back. `mend` says what to
+        do where an entry has another interface than is needed; `resolve` finds the addresses behind `dns:///`.
+        """
         self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
-        # why, by whose connection it was told, and until when that is believed
-        self._dead: dict[str, tuple[str, int, float]] = {}
-        self._refused: Mapping[str, str] = {}
-        self._watched = False
+        self.expected: dict[str, str] = {}
+        """The interface of each entry that is called, "" where any will do."""
         self.lanes: dict[str, list[Lane]] = collections.defaultdict(list)
+        self._refused: Mapping[str, str] = {}
+        self._looked_after = False
         self._open_streams: set[StreamCall] = set()
-        try:
-            self._channel, self._stream_channel = _channels(url)
-        except ValueError as error:
-            raise ConfigException(f"{url!r} cannot be the address of a Triton: write grpc://host:8001.") from error
+        self._make = functools.partial(
+            Replicas,
+            expected=self.expected,
+            changed=self.recount,
+            watch=watch,
+            mend=mend,
+            resolve=resolve,
+            observer=observer,
+        )
+        self._replicas = self._make(parse(address) if isinstance(address, str) else address)
+        self._only = self._replicas.only
+
+    @property
+    def url(self) -> str:
+        return str(self._replicas)
+
+    def recount(self) -> None:
+        """Take in that other Tritons serve the entries than before."""
+        self._only = self._replicas.only
+        for entry, lanes in self.lanes.items():
+            count = self._replicas.instances(entry)
+            for lane in lanes:
+                lane.instances = count
 
     def move(self, url: str) -> None:
         """Send new calls to another Triton; those under way are still answered by the one of before."""
-        before = self._channel, self._stream_channel
-        (self._channel, self._stream_channel), self.url = _channels(url), url
-        for channel in before:
-            channel.retire()
+        before, self._replicas = self._replicas, self._make(parse(url))
+        self.recount()
+        before.retire()
 
     def refuse(self, entries: Mapping[str, str]) -> None:
         """Fail the calls of these entries, and no others, with the sentence beside each, those under way as well."""
-        self._watched = True  # whoever tells this knows better than what errors say
+        self._looked_after = True  # whoever tells this knows better than what errors say
         new, self._refused = entries.keys() - self._refused.keys(), entries
         for entry in new:
             for lane in self.lanes[entry]:
@@ -111,11 +142,22 @@ class TritonClient:
             raise ServiceUnavailable(self._refused[call.entry])
         self._open_streams.add(call)
         try:
-            path = f"{_SERVICE}ModelStreamInfer"
-            opened = functools.partial(self._stream_channel.stream, path, metadata=metadata)
-            async with contextlib.aclosing(call.values(opened)) as values:
-                async for value in values:
-                    yield value
+            tried: set[Link] = set()
+            while True:
+                link = self._next(call.entry, tried)
+                begun = False
+                try:
+                    opened = functools.partial(link.streams.stream, _STREAM, metadata=metadata)
+                    async with contextlib.aclosing(call.values(opened)) as values:
+                        async for value in values:
+                            begun = True
+                            yield value
+                    return
+                except ServiceUnavailable as error:
+                    if not self._moves(link, call.entry, error.message, error, tried) or begun:
+                        raise
+                finally:
+                    self._replicas.done(link, call.entry)
         finally:
             self._open_streams.discard(call)
 
@@ -130,76 +172,81 @@ class TritonClient:
 
         Errors become adapter's own, but asyncio.TimeoutError where `limit_s` seconds are over.
         """
-        if request.model_name in self._refused:
-            raise ServiceUnavailable(self._refused[request.model_name])
+        entry = request.model_name
+        if entry in self._refused:
+            raise ServiceUnavailable(self._refused[entry])
         message = [request.SerializeToString()]
         for pieces in tensors:  # as protobuf would write them, without its copies
             message += (_varint(_RAW_INPUTS), _varint(sum(len(piece) for piece in pieces)), *pieces)
-        try:
-            answer = await self._channel.call(f"{_SERVICE}ModelInfer", message, limit_s=limit_s, metadata=metadata)
-        except RpcError as error:
-            if not self._watched:
-                self._note(request.model_name, error.details)
-            if error.code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED) and not is_own(error.details):
-                raise asyncio.TimeoutError from None
-            raise translated(error, request.model_name) from None
-        self._dead.pop(request.model_name, None)
-        return pb.ModelInferResponse.FromString(answer)
+        link = self._only
+        if link is not None:
+            try:
+                answer = await link.calls.call(_INFER, message, limit_s=limit_s, metadata=metadata)
+            except RpcError as error:
+                # an error is made where it is raised: one that is kept here would keep all that was sent
+                if not self._moves(link, entry, error.details, _failure(error, entry), set()):
+                    raise _failure(error, entry) from None
+            else:
+                if link.dead:
+                    link.dead.pop(entry, None)
+                return pb.ModelInferResponse.FromString(answer)
+        return pb.ModelInferResponse.FromString(await self._anywhere(entry, message, limit_s, metadata))
 
-    def _note(self, entry: str, details: str) -> None:
-        """Remember an error that says more of an entry than of the call."""
-        if NOT_HEALTHY in details:  # Triton 2.51 neither repairs it nor calls it less ready
-            text = f"The process of Triton that serves {entry} died."
-            self._dead[entry] = text, self._channel.connections, math.inf
-        elif KEEPS_DYING in details:
-            text = f"The process that runs {entry} {KEEPS_DYING}."
-            self._dead[entry] = text, self._channel.connections, time.monotonic() + _BELIEVED_S
+    async def _anywhere(self, entry: str, message: Sequence[bytes], limit_s: float, metadata: Metadata) -> bytes:
+        """Send a message to one of several Tritons, and to another one where that has not begun with it."""
+        until = time.monotonic() + limit_s
+        tried: set[Link] = set()
+        while True:
+            link = self._next(entry, tried)
+            try:
+                answer = await link.calls.call(_INFER, message, limit_s=limit_s, metadata=metadata)
+            except RpcError as error:
+                limit_s = until - time.monotonic()
+                moves = self._moves(link, entry, error.details, _failure(error, entry), tried)
+                if limit_s <= 0 or not moves:
+                    raise _failure(error, entry) from None
+            else:
+                link.dead.pop(entry, None)
+                return answer
+            finally:
+                self._replicas.done(link, entry)
 
-    async def not_ready(self, expected: Mapping[str, str]) -> str:
-        """Why the entries (name -> interface fingerprint) cannot all be called now; "" when they can.
+    def _next(self, entry: str, tried: Collection[Link]) -> Link:
+        link = self._replicas.choose(entry, tried)
+        if link is None:
+            raise ServiceUnavailable(f"{entry} cannot be reached now: no Triton serves it.")
+        return link
+
+    def _moves(self, link: Link, entry: str, details: str, error: Exception, tried: set[Link]) -> bool:
+        """Take in what an error says of a Triton; whether it has not begun with the call, and there is another one."""
+        unbegun = not self._looked_after and link.note(entry, details)
+        if not unbegun and not isinstance(error, NotBegun):
+            return False
+        tried.add(link)
+        if isinstance(error, Unserved):
+            self._replicas.leave_out(link, entry, str(error))
+        return self._replicas.others(entry, tried)
+
+    async def not_ready(self) -> str:
+        """Why the entries that are expected cannot all be called now; "" when they can.
 
         From what Triton says of them it also learns how many requests keep all instances of each busy.
         """
-        for entry, interface in expected.items():
-            try:
-                ready = await self._ask("ModelReady", pb.ModelReadyRequest(name=entry))
-                if entry in self._dead:
-                    text, connection, until = self._dead[entry]
-                    if connection == self._channel.connections and time.monotonic() < until:
-                        return text
-                    del self._dead[entry]  # else it is another Triton, or the same one started again
-                if not pb.ModelReadyResponse.FromString(ready).ready:
-                    return f"The entry {entry} is not ready in the Triton at {self.url}."
-                config = await self.config(entry)
-                for lane in self.lanes[entry]:
-                    lane.instances = instances(config)
-            except RpcError as error:
-                return f"The entry {entry} cannot be asked for at {self.url}: {error.details}."
-            found = config.parameters[INTERFACE].string_value
-            if found != interface:
-                return (
-                    f"The entry {entry} at {self.url} has another interface ({found or 'none'}) than this service "
-                    f"({interface}): run `adapter export` again and load it there."
-                )
-        return ""
+        return await self._replicas.not_ready()
 
     async def config(self, entry: str) -> Any:
         """The ModelConfig of an entry; RpcError where Triton does not tell."""
-        return pb.ModelConfigResponse.FromString(
-            await self._ask("ModelConfig", pb.ModelConfigRequest(name=entry))
-        ).config
-
-    async def _ask(self, method: str, request: Any) -> bytes:
-        call = self._channel.call(_SERVICE + method, [request.SerializeToString()], limit_s=_PROBE_S)
-        try:
-            return await asyncio.wait_for(call, _PROBE_S)
-        except asyncio.TimeoutError:
-            raise RpcError(Code.DEADLINE_EXCEEDED, f"no answer within {_PROBE_S:g} s") from None
+        return await self._replicas.config(entry)
 
     async def close(self) -> None:
         """End the connections; calls under way fail."""
-        await self._channel.close()
-        await self._stream_channel.close()
+        await self._replicas.close()
+
+
+def _failure(error: RpcError, entry: str) -> Exception:
+    if error.code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED) and not is_own(error.details):
+        return asyncio.TimeoutError()
+    return translated(error, entry)
 
 
 class CallMetrics(Protocol):
@@ -214,6 +261,8 @@ class CallMetrics(Protocol):
     def flights(self, runner: str, method: str, change: int) -> None: ...
 
     def retried(self, runner: str, method: str, calls: int) -> None: ...
+
+    def replicas(self, address: str, up: int, known: int) -> None: ...
 
 
 class CallTracer(Protocol):
@@ -280,6 +329,7 @@ class TritonTransport:
         self._entry_of = entries
         for route in self._routes.values():
             client.lanes[route.entry.name].append(route.lane)
+        client.expected.update(self.interfaces)
         self._arrivals: Mailbox[tuple[Lane, Call]] = Mailbox(client.loop, _submit)
 
     @property
@@ -599,16 +649,6 @@ def _route_of(entry: Entry) -> type[Route]:
     return _TypedRoute if entry.typed else _BlobRoute
 
 
-def instances(config: Any) -> int:
-    return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group) or 1
-
-
-def _channels(url: str) -> tuple[Channel, Channel]:
-    """Two connections: one for calls, and one for streams, whose readers hold each of them back."""
-    address = url.removeprefix("grpc://")
-    return Channel(address), Channel(address, window=_STREAM_WINDOW)
-
-
 def _varint(value: int) -> bytes:
     """A number as protobuf writes it."""
     found = bytearray()
@@ -635,8 +675,6 @@ def connect(
     natives: Mapping[str, Native] | None = None,
     metrics: CallMetrics | None = None,
     tracer: CallTracer | None = None,
-) -> dict[str, str]:
-    """Send the calls of a runner to the entries of its methods; the interfaces that those must have."""
-    transport = TritonTransport(client, runner.spec, entries, natives=natives, metrics=metrics, tracer=tracer)
-    runner.connect(transport)
-    return transport.interfaces
+) -> None:
+    """Send the calls of a runner to the entries of its methods."""
+    runner.connect(TritonTransport(client, runner.spec, entries, natives=natives, metrics=metrics, tracer=tracer))

@@ -83,13 +83,19 @@ def method_record(method: MethodSpec) -> Mapping[str, Any]:
     }
 
 
-def model_config(entry: Entry) -> pb.ModelConfig:
+def model_config(entry: Entry, version: int | None = None) -> pb.ModelConfig:
     """The complete configuration of an entry; Triton need not (and does not) complete it.
 
-    Source: model_configuration.md of the Triton server.
+    It serves `version` and no other, so that a version which is being written, or tried, is loaded by nobody; None is
+    the latest. Source: model_configuration.md of the Triton server.
     """
-    if entry.native is not None:
-        return _native_config(entry, entry.native)
+    config = _python_config(entry) if entry.native is None else _native_config(entry, entry.native)
+    if version is not None:
+        config.version_policy.specific.versions.append(version)
+    return config
+
+
+def _python_config(entry: Entry) -> pb.ModelConfig:
     config = pb.ModelConfig(name=entry.name, backend="python", max_batch_size=entry.max_batch_size)
     method = entry.methods[0]
     if entry.typed:

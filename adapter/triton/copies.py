@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from adapter.exceptions import ConfigException, EngineError, ExportError
 from adapter.runner import RunnerSpec
+from adapter.triton.address import is_address
 from adapter.triton.capture import file_digest
+from adapter.triton.storage import Content, Storage, hidden
 
 CONFIG = "config.pbtxt"
 _CONVERTS = re.compile(r"\.as_numpy\(|\bTensor\((?!\))")
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*")
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,7 @@ class Copy:
     @property
     def content(self) -> str:
         """What differs where its files do."""
-        return digest(self.folder)
-
-
-def is_address(place: str) -> bool:
-    """Whether a place of entries is a Triton, and not a folder."""
-    return place.startswith("grpc://")
+        return content_of({name: file_digest(self.folder / name) for name in _files_in(self.folder)})
 
 
 def entries_in(folder: Path) -> list[str]:
@@ -81,27 +75,23 @@ def copies_of(runner: RunnerSpec) -> Iterator[Copy]:
         yield Copy(name, runner.name, folder / name)
 
 
-def write_copy(copy: Copy, repository: Path, *, owned: bool) -> bool:
+def write_copy(copy: Copy, repository: Storage, *, owned: bool) -> bool:
     """Copy an entry, whole at any moment; whether that was needed. `owned` lets it replace one of other content."""
-    target = repository / copy.name
-    there = target.is_dir()
-    if there and digest(target) == copy.content:
+    there = repository.digests(copy.name)
+    if there and content_of(there) == copy.content:
         return False
     if there and not owned:
         raise ExportError(
-            f"{target} is another entry than {copy.folder}, which the runner {copy.runner!r} calls: rename one of "
-            "them, or export to another repository."
+            f"{repository.place}/{copy.name} is another entry than {copy.folder}, which the runner {copy.runner!r} "
+            "calls: rename one of them, or export to another repository."
         )
-    scratch, before = (repository / f".{copy.name}.{uuid.uuid4().hex}" for _ in range(2))
-    try:
-        shutil.copytree(copy.folder, scratch, ignore=_LEFT_OUT)
-        (scratch / str(copy.version)).mkdir(exist_ok=True)  # an ensemble's is empty, which git does not keep
-        if there:
-            target.rename(before)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+    files: dict[str, Content] = {name: copy.folder / name for name in _files_in(copy.folder)}
+    if not any(name.startswith(f"{copy.version}/") for name in files):
+        files[f"{copy.version}/.keep"] = b""  # an ensemble's is empty, which neither git nor object storage keeps
+    scratch = hidden(copy.name)
+    repository.put(scratch, files, (CONFIG,))
+    repository.remove(copy.name)
+    repository.move(scratch, copy.name)
     return True
 
 
@@ -122,11 +112,17 @@ def refuse_wrong_numbers(copies: Iterable[Copy]) -> None:
                 )
 
 
-def digest(folder: Path) -> str:
-    """The content of an entry's folder, as `write_copy` copies it."""
-    found = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in name.parts):
-            found.update(f"{name.as_posix()} {file_digest(file)}\0".encode())
-    return found.hexdigest()[:16]
+def content_of(digests: Mapping[str, str]) -> str:
+    """What differs where any file does, of those that are no hidden ones."""
+    text = "".join(f"{name} {digests[name]}\0" for name in sorted(digests) if _is_copied(name))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _files_in(folder: Path) -> list[str]:
+    """The files of an entry that are copied, relative to its folder."""
+    names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return sorted(filter(_is_copied, names))
+
+
+def _is_copied(name: str) -> bool:
+    return not any(part == "__pycache__" or part.startswith(".") for part in name.split("/"))

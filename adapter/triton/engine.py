@@ -22,11 +22,11 @@ from types import TracebackType
 from typing import Any
 
 import grpc
-from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from adapter.exceptions import EngineError
 from adapter.triton import tether, worker_log
+from adapter.triton.admin import CHANNEL_OPTIONS, Control, refusal
 from adapter.triton.engine_log import ABORTED, NO_STUB, LogLine, parse_line
 from adapter.triton.environment import environment
 from adapter.triton.installation import Installation
@@ -49,7 +49,6 @@ DEFAULT_READY_TIMEOUT_S = 300.0
 SHM_BYTES = 1 << 20
 SHM_GROWTH_BYTES = 8 << 20
 
-_OWN_REFUSAL = "TritonModelException: "
 _PORT_ATTEMPTS = 3
 _POLL_S = 0.05
 _CALL_TIMEOUT_S = 1.0
@@ -59,10 +58,7 @@ _LEFT_OVER_GRACE_S = 1.0
 # Triton notices within two seconds that a stub which had begun its work is dead, and says which; of one that never
 # began it notices nothing.
 _DEAD_STUB_GRACE_S = 3.0
-_FAILED_LOAD = re.compile(r"^load failed for model '[^']*': (version \d+ is at UNAVAILABLE state: )?")
-_RESTART = "adapter_restart"  # a parameter of an entry's configuration
 _ENTRY = re.compile(r"[A-Za-z0-9._-]+")
-_CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
 
 @dataclass(frozen=True)
@@ -263,7 +259,7 @@ class Engine:
                 refused = [(entry, states.get(entry, (False, None))[1]) for entry in self.entries]
                 failed = [(entry, reason) for entry, reason in refused if reason is not None or entry not in states]
                 if failed:
-                    raise EngineError(_refusal(failed, len(self.entries)))
+                    raise EngineError(refusal(failed, len(self.entries)))
                 ready = all(states[entry][0] for entry in self.entries)
                 # Twice, since it answers a moment before it finds the metrics port taken, and is slow to end then; it
                 # is also a moment before it listens there.
@@ -397,7 +393,7 @@ class Engine:
         except OSError:
             return None
         try:
-            with grpc.insecure_channel(self.url, options=_CHANNEL_OPTIONS) as channel:
+            with grpc.insecure_channel(self.url, options=CHANNEL_OPTIONS) as channel:
                 triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
                 if triton.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=_CALL_TIMEOUT_S).name != self._id:
                     return None  # another Triton that took the port; ours ends when it finds out
@@ -417,96 +413,6 @@ class Engine:
                 reason = _with_lines("Triton did not try to load it", self.tail())
             states[row.name] = (ready, None if ready else reason)
         return states
-
-
-# ---- while it runs --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Control:
-    """Loads and unloads entries of a running tritonserver, from any process of this machine."""
-
-    url: str
-    metadata: tuple[tuple[str, str], ...]
-
-    def load(self, entries: Sequence[str], timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
-        """Load the newest version of each entry; the version before it serves until that is ready.
-
-        Raises EngineError with Triton's reason where an entry cannot be loaded: what was loaded of it goes on serving.
-        """
-        failed: list[tuple[str, str | None]] = []
-        with self.triton() as triton:
-            for entry in entries:
-                request = service_pb2.RepositoryModelLoadRequest(model_name=entry)
-                try:
-                    triton.RepositoryModelLoad(request, metadata=self.metadata, timeout=timeout_s)
-                except grpc.RpcError as error:
-                    failed.append((entry, _reason(error, entry)))
-        if failed:
-            raise EngineError(_refusal(failed, len(entries)))
-
-    def restart(self, entry: str, number: int, timeout_s: float, done: Callable[[], None]) -> Restart:
-        """Begin to load an entry anew whose stub has died; `done` is called on another thread when that has ended.
-
-        To Triton an entry with a dead stub is as it was, so a plain load does nothing: one with a configuration that
-        differs, by a parameter with this `number`, does. Never unload it first: it would be missing meanwhile.
-        """
-        return Restart(self, entry, number, timeout_s, done)
-
-    def unload(self, entries: Iterable[str], timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
-        """Unload entries, each when its last request is answered; EngineError where Triton does not do it."""
-        with self.triton() as triton:
-            for entry in entries:
-                request = service_pb2.RepositoryModelUnloadRequest(model_name=entry)
-                try:
-                    triton.RepositoryModelUnload(request, metadata=self.metadata, timeout=timeout_s)
-                except grpc.RpcError as error:
-                    raise EngineError(f"Triton cannot unload {entry}: {_reason(error, entry)}.") from error
-
-    @contextlib.contextmanager
-    def triton(self) -> Iterator[Any]:
-        with grpc.insecure_channel(self.url, options=_CHANNEL_OPTIONS) as channel:
-            yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
-
-
-class Restart:
-    """One load of an entry whose stub has died, under way."""
-
-    def __init__(self, control: Control, entry: str, number: int, timeout_s: float, done: Callable[[], None]) -> None:
-        self.entry = entry
-        self._stack = contextlib.ExitStack()
-        triton = self._stack.enter_context(control.triton())
-        request = service_pb2.RepositoryModelLoadRequest(model_name=entry)
-        with contextlib.suppress(grpc.RpcError):  # where no version is loaded, a plain load does something
-            asked = service_pb2.ModelConfigRequest(name=entry)
-            config = triton.ModelConfig(asked, timeout=_CALL_TIMEOUT_S).config
-            config.parameters[_RESTART].string_value = str(number)
-            request.parameters["config"].string_param = MessageToJson(config, preserving_proto_field_name=True)
-        self._call = triton.RepositoryModelLoad.future(request, metadata=control.metadata, timeout=timeout_s)
-        self._call.add_done_callback(lambda _: done())
-
-    @property
-    def done(self) -> bool:
-        return bool(self._call.done())
-
-    def result(self) -> None:
-        """Return when it is loaded; EngineError with Triton's reason where it cannot be."""
-        try:
-            self._call.result()
-        except grpc.RpcError as error:
-            raise EngineError(_refusal([(self.entry, _reason(error, self.entry))], 1)) from error
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        self._call.cancel()
-        self._stack.close()
-
-
-def _reason(error: Any, entry: str) -> str:
-    """Triton's reason, without what it says before and after each."""
-    text: str = error.details() or error.code().name
-    return _FAILED_LOAD.sub("", text.removeprefix(f"failed to load '{entry}', ")).rstrip("; \n")
 
 
 def _run(
@@ -546,15 +452,3 @@ def _with_lines(what: str, lines: Sequence[str]) -> str:
     if not lines:
         return f"{what}, and said nothing."
     return "\n".join([f"{what}. It said last:", *(f"  {part}" for line in lines for part in line.splitlines())])
-
-
-def _refusal(failed: Sequence[tuple[str, str | None]], of: int) -> str:
-    parts = [f"Triton cannot load {len(failed)} of {of} {'entry' if of == 1 else 'entries'}."]
-    for entry, reason in failed:
-        text = "it is not in the model repository" if reason is None else reason.strip() or "no reason was given"
-        text = text.removeprefix("Internal: ")
-        if text.startswith(_OWN_REFUSAL):  # the stub says where in its own code it was raised
-            text = text.removeprefix(_OWN_REFUSAL).partition("\nAt:\n")[0]
-        lines = [line for line in text.splitlines() if line.strip()]
-        parts.append("\n".join([f"{entry}: {lines[0]}", *(f"  {line}" for line in lines[1:])]))
-    return "\n".join(parts)

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from adapter import runner as runners
 from adapter.exceptions import (
+    ConfigException,
     InvalidArgument,
     RemoteException,
     ServiceUnavailable,
@@ -29,14 +30,15 @@ from adapter.runnable import Runnable
 from adapter.runner import RunnerSpec
 from adapter.tag import valid_name
 from adapter.tensor import Array, cast, numpy_dtype
-from adapter.triton.client import CallMetrics, CallTracer, Route, TritonClient, TritonTransport, instances
+from adapter.triton.address import is_address, parse
+from adapter.triton.client import CallMetrics, CallTracer, Route, TritonClient, TritonTransport
 from adapter.triton.config import Entry
-from adapter.triton.copies import entries_in, is_address, read_config
+from adapter.triton.copies import entries_in, read_config
+from adapter.triton.failures import reason_of
 from adapter.triton.lanes import Call
 from adapter.triton.rpc import RpcError
 
 _ENTRY = re.compile(r"[A-Za-z0-9._-]+")
-_PLACE = re.compile(r"grpc://.+|(?!.*://).+")
 _LOADS = "--load-model="
 _IMPLIED = ("--model-control-mode=explicit",)
 _NUMBERS = ("BOOL", *(f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)), "FP16", "FP32", "FP64")
@@ -50,9 +52,10 @@ class Runner(runners.Runner):
     """Entries that exist already as a runner: hand-written ones, TensorRT plans, ensembles.
 
     `model_repository` is a folder, whose entries are exported and served together with those of the service, or the
-    address of a Triton that has them, `grpc://host:8001`. Each entry is a method of the runner, called by its name:
-    `runner.<entry>.run(x)`, `await runner.<entry>.async_run(x)`; where there is one, also `runner.run(x)`. Of a folder
-    all are meant, of a Triton the one called `name`, unless `models` lists others.
+    address of Tritons that have them, such as `grpc://host:8001`; `triton.runners.<name>.url` is stronger than that.
+    Each entry is a method of the runner, called by its name: `runner.<entry>.run(x)`, `await
+    runner.<entry>.async_run(x)`; where there is one, also `runner.run(x)`. Of a folder all are meant, of a Triton the
+    one called `name`, unless `models` lists others.
 
     Arguments are arrays, by position as `config.pbtxt` has them, or by name. What comes back is an array, or where the
     entry has several outputs a dict of them by name; texts and bytes (TYPE_STRING) are arrays of bytes objects. Entries
@@ -76,8 +79,7 @@ class Runner(runners.Runner):
                 f"tritonserver_type is 'grpc', not {tritonserver_type!r}: Triton is called over gRPC."
             )
         place = str(model_repository)
-        folder_or_address = isinstance(model_repository, (str, Path)) and _PLACE.fullmatch(place)
-        if not folder_or_address:
+        if not isinstance(model_repository, (str, Path)) or not place or ("://" in place and not is_address(place)):
             raise InvalidArgument(
                 "model_repository is a folder, or the address of a Triton such as grpc://host:8001, not "
                 f"{model_repository!r}."
@@ -90,6 +92,11 @@ class Runner(runners.Runner):
                 raise InvalidArgument(f"{entry!r} cannot be the name of an entry of Triton.")
         batched: Mapping[str, bool] = {}
         if is_address(place):
+            try:
+                parse(place)
+            except ConfigException as error:
+                text = f"model_repository is a folder, or the address of a Triton: {error.message}"
+                raise InvalidArgument(text) from error
             wanted = wanted or (name,)
         else:
             folder = Path(place).absolute()
@@ -333,8 +340,8 @@ class ExistingTransport(TritonTransport):
         metrics: CallMetrics | None = None,
         tracer: CallTracer | None = None,
     ) -> None:
-        super().__init__(client, runner, {}, metrics=metrics, tracer=tracer)
         self._spec = runner
+        super().__init__(client, runner, {}, metrics=metrics, tracer=tracer)
         self._metrics = metrics
 
     @property
@@ -365,7 +372,7 @@ class ExistingTransport(TritonTransport):
             config = await self._client.config(method.name)
         except RpcError as error:
             raise ServiceUnavailable(
-                f"The entry {method.name} cannot be called at {self._client.url}: {error.details}."
+                f"The entry {method.name} cannot be called at {self._client.url}: {reason_of(error)}."
             ) from None
         if method.name in self._routes:  # another call has asked meanwhile
             return
@@ -376,6 +383,6 @@ class ExistingTransport(TritonTransport):
                     self._routes.pop(method.name, None)
 
         route = _Route(self._client, self._spec, method, config, self._metrics, self._tracer, look)
-        route.lane.instances = instances(config)
         self._client.lanes[method.name] = [route.lane]
+        self._client.recount()
         self._routes[method.name] = route

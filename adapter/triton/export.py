@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import collections
-import fcntl
 import hashlib
 import io
 import json
 import logging
-import shutil
 import sys
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,16 +27,17 @@ from adapter.runner import RunnerSpec
 from adapter.services import Service
 from adapter.tag import valid_name
 from adapter.triton import spec as spec_file
+from adapter.triton.address import is_address
 from adapter.triton.capture import capture, file_digest
 from adapter.triton.config import Entry, method_record, model_config, to_text
-from adapter.triton.copies import Copy, copies_of, is_address, write_copy
+from adapter.triton.copies import Copy, copies_of, write_copy
 from adapter.triton.manifest import FILE, Manifest
 from adapter.triton.placement import doubts, placement
 from adapter.triton.spec import EntrySpec
+from adapter.triton.storage import Content, Storage, storage
 
 logger = logging.getLogger(__name__)
 
-_LOCK = ".adapter.lock"
 _MODEL_PY = """import os, sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runtime.zip"))
 from adapter.triton.backend import TritonPythonModel
@@ -86,8 +84,6 @@ _RUNTIME = (
         )
     ),
 )
-
-Content = bytes | Path | Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -324,51 +320,91 @@ def _runtime_digest() -> str:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def write(planned: ExportPlan, repository: Path) -> list[Written]:
-    """Write what is new into a model repository, atomically; an unchanged service writes nothing.
+@dataclass(frozen=True)
+class Export:
+    """What becomes of one entry: the version that has its content, what was the latest before, and its configuration.
 
-    Version folders are never changed: other content becomes the next version. An entry whose interface changed gets
-    another name, so that fronts of both can share one Triton. ExportError where an entry belongs to another service.
+    `added` where that version is not there yet, `changed` where anything is to be written.
     """
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        with (repository / _LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return _write(planned, repository)
-    except OSError as error:
-        raise ExportError(f"{repository} cannot be written: {error}. Name another with --repository.") from error
+
+    planned: PlannedEntry
+    version: int
+    before: int | None
+    config: bytes
+    added: bool
+    changed: bool
+
+    @property
+    def name(self) -> str:
+        return self.planned.name
+
+    @property
+    def written(self) -> Written:
+        return Written(self.name, self.version, self.changed)
 
 
-def _write(planned: ExportPlan, repository: Path) -> list[Written]:
-    manifest = _manifest(repository)
-    named = [_named(repository, manifest, planned.service, p) for p in planned.entries]
-    written = [_write_entry(repository, p) for p in named]
-    before = manifest.services.get(planned.service, {}).get("entries", {})
-    copied = [
-        Written(c.name, c.version, write_copy(c, repository, owned=before.get(c.name, {}).get("copied", False)))
-        for c in planned.copies
-    ]
-    updated = _updated(manifest, planned, named, written)
-    if updated != manifest:
-        _replace(repository / FILE, updated.to_json().encode())
-    return [*written, *copied]
+def write(planned: ExportPlan, place: Path | str) -> list[Written]:
+    """Write what is new into a model repository, each entry whole at any moment; an unchanged service writes nothing.
+
+    `place` is a folder, or the address of object storage. Version folders are never changed: other content becomes the
+    next version. An entry whose interface changed gets another name, so that fronts of both can share one Triton.
+    ExportError where an entry belongs to another service, or the repository cannot be written.
+    """
+    repository = storage(place)
+    with repository.lock(logger.warning):
+        repository.sweep()
+        manifest = read_manifest(repository)
+        targets = targets_of(planned, repository, manifest)
+        for target in targets:
+            if target.added:
+                add_version(repository, target)
+            if target.changed:
+                use_version(repository, target.name, target.version, target.config)
+        copied = [
+            Written(c.name, c.version, write_copy(c, repository, owned=is_owned(manifest, planned.service, c)))
+            for c in planned.copies
+        ]
+        write_manifest(repository, manifest, updated(manifest, planned, targets))
+        return [*(target.written for target in targets), *copied]
 
 
-def _manifest(repository: Path) -> Manifest:
-    return Manifest.read(repository) if (repository / FILE).exists() else Manifest(str(repository / FILE), {}, {})
+def read_manifest(repository: Storage) -> Manifest:
+    """The manifest of a repository, an empty one where there is none."""
+    place = f"{repository.place}/{FILE}"
+    content = repository.read(FILE)
+    return Manifest(place, {}, {}) if content is None else Manifest.parse(content, place)
 
 
-def _named(repository: Path, manifest: Manifest, service: str, planned: PlannedEntry) -> PlannedEntry:
+def write_manifest(repository: Storage, before: Manifest, after: Manifest) -> None:
+    """Write a manifest where it says anything new."""
+    if after != before:
+        repository.replace(FILE, after.to_json().encode())
+
+
+def targets_of(planned: ExportPlan, repository: Storage, manifest: Manifest) -> list[Export]:
+    """What an export would do to each entry; nothing is written."""
+    return [_target(repository, _named(repository, manifest, planned.service, p)) for p in planned.entries]
+
+
+def is_owned(manifest: Manifest, service: str, copy: Copy) -> bool:
+    """Whether an entry was copied there for a service before."""
+    entries = manifest.services.get(service, {}).get("entries", {})
+    return bool(entries.get(copy.name, {}).get("copied", False))
+
+
+def _named(repository: Storage, manifest: Manifest, service: str, planned: PlannedEntry) -> PlannedEntry:
     """The entry under the name that it can have: its own, or one with its interface where that has changed."""
     name = planned.name
     others = [s for s, record in manifest.services.items() if s != service and name in record["entries"]]
-    folder = repository / name
-    if not folder.exists():
-        return planned
-    latest = _latest(folder)
+    there = repository.names(name)
+    latest = latest_version(repository, name)
     if latest is None:
-        raise ExportError(f"{folder} is not an entry that adapter wrote: remove it, or export with `--prefix`.")
-    old = EntrySpec.read(folder / str(latest))
+        if there is not None and (repository.renames or "config.pbtxt" in there):  # else its writer was killed
+            raise ExportError(
+                f"{repository.place}/{name} is not an entry that adapter wrote: remove it, or export with `--prefix`."
+            )
+        return planned
+    old = read_spec(repository, name, latest)
     if old.content == planned.spec.content:
         return planned
     if others:
@@ -385,78 +421,79 @@ def _named(repository: Path, manifest: Manifest, service: str, planned: PlannedE
     )
 
 
-def _write_entry(repository: Path, planned: PlannedEntry) -> Written:
-    folder = repository / planned.name
-    config = to_text(model_config(planned.entry)).encode()
-    latest = _latest(folder)
-    if latest is not None and EntrySpec.read(folder / str(latest)).content == planned.spec.content:
-        file = folder / "config.pbtxt"
-        same = file.exists() and file.read_bytes() == config
-        if not same:
-            _replace(folder / "config.pbtxt", config)
-        return Written(planned.name, latest, changed=not same)
-    version = (latest or 0) + 1
-    # on the same file system, so that the rename is atomic; Triton loads by name, so it does not look in here
-    scratch = repository / f".{planned.name}.{uuid.uuid4().hex}"
-    try:
-        for name, content in planned.files.items():
-            _put(scratch / str(version) / name, content)
-        if latest is None:
-            _put(scratch / "config.pbtxt", config)
-            scratch.rename(folder)
-        else:
-            (scratch / str(version)).rename(folder / str(version))
-            _replace(folder / "config.pbtxt", config)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return Written(planned.name, version, changed=True)
+def _target(repository: Storage, planned: PlannedEntry) -> Export:
+    name, latest = planned.name, latest_version(repository, planned.name)
+    same = latest is not None and read_spec(repository, name, latest).content == planned.spec.content
+    version = latest if latest is not None and same else (latest or 0) + 1
+    config = to_text(model_config(planned.entry, version)).encode()
+    changed = not same or repository.read(f"{name}/config.pbtxt") != config
+    return Export(planned, version, latest, config, added=not same, changed=changed)
 
 
-def _put(target: Path, content: Content) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Path):
-        shutil.copyfile(content, target)
+def add_version(
+    repository: Storage, target: Export, folder: str = "", beside: Mapping[str, Content] | None = None
+) -> None:
+    """Write the version of an entry, which nobody serves before `use_version`, to where it belongs or to `folder`.
+
+    `beside` are more files in it.
+    """
+    repository.sweep(target.name)
+    files: dict[str, Content] = {**target.planned.files, **(beside or {})}
+    like = f"{target.name}/{target.before}" if target.before is not None else ""
+    if target.before is None and not folder and repository.renames:
+        # with its configuration, since Triton may be told to load all that it finds
+        whole = {f"{target.version}/{name}": content for name, content in files.items()}
+        repository.put(target.name, {**whole, "config.pbtxt": target.config}, ())
     else:
-        target.write_bytes(content() if callable(content) else content)
+        repository.put(folder or f"{target.name}/{target.version}", files, (spec_file.FILE,), like)
 
 
-def _replace(target: Path, content: bytes) -> None:
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    scratch.write_bytes(content)
-    scratch.replace(target)
+def use_version(repository: Storage, name: str, version: int, config: bytes) -> None:
+    """Let Triton load a version of an entry from now on; the version keeps its configuration, for another time."""
+    repository.replace(f"{name}/{version}/config.pbtxt", config)
+    repository.replace(f"{name}/config.pbtxt", config)
 
 
-def _latest(folder: Path) -> int | None:
-    versions = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal() and (p / spec_file.FILE).exists()]
-    return max(versions, default=None)
+def versions_of(repository: Storage, name: str) -> list[int]:
+    """The versions of an entry that are complete, in order."""
+    numbers = sorted(int(found) for found in repository.names(name) or () if found.isdecimal())
+    return [n for n in numbers if spec_file.FILE in (repository.names(f"{name}/{n}") or ())]
 
 
-def _updated(manifest: Manifest, planned: ExportPlan, named: list[PlannedEntry], written: list[Written]) -> Manifest:
+def latest_version(repository: Storage, name: str) -> int | None:
+    return max(versions_of(repository, name), default=None)
+
+
+def read_spec(repository: Storage, name: str, version: int) -> EntrySpec:
+    """The record of a version; ExportError as `EntrySpec.parse`."""
+    folder = f"{repository.place}/{name}"
+    return EntrySpec.parse(repository.read(f"{name}/{version}/{spec_file.FILE}") or b"", f"{folder}/{version}", folder)
+
+
+def updated(manifest: Manifest, planned: ExportPlan, targets: Sequence[Export]) -> Manifest:
+    """The manifest after an export; what it said of the service before is kept where other versions served it."""
     runners: dict[str, dict[str, str]] = {
         runner: {name: name for name in names} for runner, names in planned.existing.items()
     }
-    for p in named:
-        for method in p.entry.methods:
-            runners.setdefault(p.entry.runner, {})[method.name] = p.name
+    for target in targets:
+        for method in target.planned.entry.methods:
+            runners.setdefault(target.planned.entry.runner, {})[method.name] = target.name
     service = {
         "runners": runners,
         "tags": dict(planned.tags),
         "models": sorted(str(m.tag) for m in planned.models),
         "entries": {
-            p.name: {
-                "interface": p.spec.interface,
-                "content": p.spec.content,
-                "version": w.version,
-                **({} if p.spec.native is None else {"native": p.spec.native}),
+            t.name: {
+                "interface": t.planned.spec.interface,
+                "content": t.planned.spec.content,
+                "version": t.version,
+                **({} if t.planned.spec.native is None else {"native": t.planned.spec.native}),
             }
-            for p, w in zip(named, written, strict=True)
+            for t in targets
         }
         | {
             c.name: {"interface": "", "content": c.content, "version": c.version, "copied": True}
             for c in planned.copies
         },
     }
-    services = {**manifest.services, planned.service: service}
-    models = {**manifest.models, **{str(m.tag): m.info.to_dict() for m in planned.models}}
-    needed = {tag for s in services.values() for tag in s["models"]}
-    return Manifest(manifest.place, services, {tag: m for tag, m in models.items() if tag in needed})
+    return manifest.with_service(planned.service, service, {str(m.tag): m.info.to_dict() for m in planned.models})

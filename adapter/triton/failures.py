@@ -16,8 +16,21 @@ from adapter.exceptions import (
 from adapter.triton.rpc import Code, RpcError
 
 NOT_HEALTHY = "is not healthy"  # what Triton says of a python stub that died
+_RESTRICTED = re.compile(r"protocol is restricted, expecting header '([^']+)'")
 _OWN_ERROR = re.compile(r"\[(\d{3}) (\w+(?: [\d.]+)?)\] (.*)", re.DOTALL)
-_GONE = re.compile(r"unknown model|no available versions|not ready|Server exiting|is not found")
+_GONE = re.compile(r"unknown model|no available versions|not ready|Server exiting|Server is stopping|is not found")
+
+
+class NotBegun(ServiceUnavailable):
+    """A call that Triton has not begun with, so that another one can be asked."""
+
+
+class Unserved(NotBegun):
+    """A call of an entry that this Triton does not serve now."""
+
+
+class Restricted(ServiceUnavailable):
+    """Triton wants a key that it was not given; to ask again does not help."""
 
 
 def is_own(text: str) -> bool:
@@ -36,9 +49,27 @@ def translated(error: RpcError, entry: str) -> AdapterError:
         return DeadlineExceeded(f"{entry} did not answer in time.")
     if code is Code.INVALID_ARGUMENT:
         return InvalidArgument(f"{entry} cannot take this call: {text}")
+    if key := _RESTRICTED.search(text):
+        return Restricted(f"{entry} cannot be called: {_wants(key[1])}.")
     if code in (Code.UNAVAILABLE, Code.NOT_FOUND) or NOT_HEALTHY in text:
-        return ServiceUnavailable(f"{entry} cannot be reached now: {text}")
+        kind = NotBegun if error.unbegun else Unserved if _GONE.search(text) else ServiceUnavailable
+        return kind(f"{entry} cannot be reached now: {text}")
     return RemoteException(f"{entry} failed: {code.name}: {text}")
+
+
+def reason_of(error: RpcError) -> str:
+    """Why Triton did not answer a question, for whoever runs it."""
+    return explained(error.details)
+
+
+def explained(details: str) -> str:
+    """What Triton says, or the way out where it wants a key."""
+    key = _RESTRICTED.search(details)
+    return details if key is None else _wants(key[1])
+
+
+def _wants(header: str) -> str:
+    return f"Triton wants the header {header!r} with its key: set triton.headers (ADAPTER_TRITON_HEADERS)"
 
 
 def of_stream(text: str, entry: str) -> AdapterError:

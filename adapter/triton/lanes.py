@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
 from adapter.exceptions import AdapterError, ClientGone, DeadlineExceeded, InternalServerError, ServiceUnavailable
+from adapter.triton.failures import Restricted
 
 MAX_WAITING_CALLS = 10_000
 MAX_WAITING_BYTES = 256 << 20
@@ -315,7 +316,7 @@ class Lane:
                     self._finish(call, None, result)
                 else:
                     self._finish(call, result)
-        elif isinstance(error, AdapterError) and len(calls) > 1 and self._retry:
+        elif isinstance(error, AdapterError) and len(calls) > 1 and self._retry and not isinstance(error, Restricted):
             self._send_alone(calls)
         else:
             for call in calls:

@@ -12,13 +12,40 @@ from pathlib import Path
 from typing import Any
 
 from adapter import __version__
-from adapter.exceptions import ConfigException, NotFound
+from adapter.exceptions import ConfigException, ExportError, NotFound
 from adapter.model import Model, ModelInfo
 from adapter.models import ModelSource
 from adapter.tag import LATEST, Tag
 from adapter.triton.native import Native
+from adapter.triton.storage import storage
 
 FILE = "manifest.json"
+HISTORY = 10  # what a service was before is kept so many times
+
+
+def served(record: Mapping[str, Any]) -> dict[str, int]:
+    """The version of each entry of a service."""
+    return {name: entry["version"] for name, entry in record["entries"].items()}
+
+
+def fetch(place: str, folder: Path) -> Path:
+    """Copy the manifest of a repository in object storage, or at an address there, into a folder.
+
+    ConfigException where there is none, or it cannot be reached.
+    """
+    root, name = place.rsplit("/", 1) if place.endswith(".json") else (place, FILE)
+    try:
+        content = storage(root).read(name)
+    except ExportError as error:
+        raise ConfigException(f"The manifest cannot be read. {error.message}") from error
+    if content is None:
+        raise ConfigException(
+            f"There is no manifest at {root}/{name}: write one with `adapter export`, and name it with `--manifest`."
+        )
+    Manifest.parse(content, f"{root}/{name}")
+    file = folder / FILE
+    file.write_bytes(content)
+    return file
 
 
 class RecordingModels:
@@ -54,14 +81,43 @@ class Manifest:
         """Read a manifest, or that of a repository; ConfigException says what to do where there is none."""
         file = path / FILE if path.is_dir() else path
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            return cls(str(file), record["services"], record["models"])
+            return cls.parse(file.read_bytes(), str(file))
         except FileNotFoundError:
             raise ConfigException(
                 f"There is no manifest at {file}: write one with `adapter export`, and name it with `--manifest`."
             ) from None
+
+    @classmethod
+    def parse(cls, content: bytes, place: str) -> Manifest:
+        """Read what lies at a place; ConfigException where it is no manifest."""
+        try:
+            record = json.loads(content)
+            return cls(place, record["services"], record["models"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigException(f"{file} is not a manifest of adapter: {error!r}. Export again.") from error
+            raise ConfigException(f"{place} is not a manifest of adapter: {error!r}. Export again.") from error
+
+    def with_service(
+        self, name: str, record: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Manifest:
+        """The same with another record of a service, and of these models beside those that are known.
+
+        Where its entries have other versions now, what was said of it before goes into its `history`, latest first.
+        """
+        before = dict(self.services.get(name, {}))
+        history = before.pop("history", [])
+        if before and served(before) != served(record):
+            history = [before, *history][:HISTORY]
+        return self.replaced(name, {**record, **({"history": history} if history else {})}, models or {})
+
+    def replaced(
+        self, name: str, record: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Manifest:
+        """The same with exactly this record of a service, without models that no service names any more."""
+        services = {**self.services, name: record}
+        named = [r for s in services.values() for r in (s, *s.get("history", []))]
+        needed = {tag for record in named for tag in record["models"]}
+        known = {**self.models, **(models or {})}
+        return Manifest(self.place, services, {tag: model for tag, model in known.items() if tag in needed})
 
     def entries(self, service: str, runner: str) -> Mapping[str, str]:
         """The entry of each method of a runner."""

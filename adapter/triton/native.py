@@ -36,6 +36,7 @@ class Native:
 
     The tensors are those of the method in their order; `max_batch_size` is 0 where `dims` are whole shapes. `classes`
     are the labels of a classifier whose model answers their indices, `columns` the names that a data frame must have.
+    With `finite` the model does not take NaN, to which the backend would give some answer.
     """
 
     backend: str
@@ -48,6 +49,7 @@ class Native:
     parameters: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[float, ...] = ()
     columns: tuple[str, ...] = ()
+    finite: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,8 +66,8 @@ class Native:
 def to_native(native: Native, method: MethodSpec, arrays: Sequence[Array], extra: Mapping[str, Any]) -> list[Array]:
     """The arrays of a packed call as the backend wants them; `extra` is what the call carries beside them.
 
-    Raises InvalidArgument for a data frame with other columns and for a number that the backend's data type does not
-    hold, PayloadTypeError for arguments beside the tensors.
+    Raises InvalidArgument for a data frame with other columns, for a number that the backend's data type does not hold,
+    and for NaN where the model takes none, PayloadTypeError for arguments beside the tensors.
     """
     if extra.get("kwargs"):
         raise PayloadTypeError(
@@ -78,6 +80,12 @@ def to_native(native: Native, method: MethodSpec, arrays: Sequence[Array], extra
                 f"{name} of {method.name}() has the columns {', '.join(map(str, columns))}, but the model was fitted "
                 f"with {', '.join(native.columns)}."
             )
+    if native.finite:
+        for spec, array in zip(method.inputs, arrays, strict=True):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InvalidArgument(
+                    f"{spec.name} of {method.name}() has NaN or infinite numbers, which the model refuses."
+                )
     return [_sent(t, s.name, a) for t, s, a in zip(native.inputs, method.inputs, arrays, strict=True)]
 
 

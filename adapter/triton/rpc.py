@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import enum
+import functools
 import math
 import socket
 import ssl as tls
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
@@ -67,21 +68,36 @@ class Code(enum.IntEnum):
 
 
 class RpcError(Exception):
-    """A call that did not succeed: the server's status, or UNAVAILABLE where there is no connection."""
+    """A call that did not succeed: the server's status, or UNAVAILABLE where there is no connection.
 
-    def __init__(self, code: Code, details: str) -> None:
+    Where it is `unbegun`, the server has certainly not begun with it, so that it can be sent to another one.
+    """
+
+    def __init__(self, code: Code, details: str, *, unbegun: bool = False) -> None:
         super().__init__(f"{code.name}: {details}")
         self.code = code
         self.details = details
+        self.unbegun = unbegun
 
 
 class Channel:
     """Calls of one server. It connects when it is first used, and again when the connection is lost."""
 
-    def __init__(self, address: str, *, ssl: tls.SSLContext | None = None, window: int = _LARGEST_WINDOW) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        ssl: tls.SSLContext | None = None,
+        server_name: str | None = None,
+        metadata: Metadata = (),
+        window: int = _LARGEST_WINDOW,
+        lost: Callable[[str], None] | None = None,
+    ) -> None:
         """`address` is `host:port`; `window` the bytes that the server may send of a stream before they are read.
 
         A channel whose window is not the largest is for streams alone: an answer longer than that would not come.
+        `server_name` is the one that the server's certificate is for, where that is not the host; `metadata` goes with
+        every call. `lost` is told why whenever there is no connection any more, or none can be made.
         """
         parts = urlsplit(f"//{address}")
         try:
@@ -92,8 +108,11 @@ class Channel:
             raise ValueError(f"{address!r} is not an address such as 127.0.0.1:8001")
         self._host, self._port = parts.hostname, port
         self._authority = address
+        self._server_name = server_name or parts.hostname if ssl is not None else None
+        self._metadata = metadata
         self._window = window
         self._ssl = ssl
+        self._lost = lost
         if ssl is not None:
             ssl.set_alpn_protocols(["h2"])
         self._connection: _Connection | None = None
@@ -129,39 +148,78 @@ class Channel:
     async def close(self) -> None:
         """End the connection; calls under way fail."""
         self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         if self._connection is not None:
             self._connection.end()
             await asyncio.wait([self._connection.lost], timeout=_CLOSE_S)
+            if not self._connection.lost.done():  # such as a peer that does not answer the end of TLS
+                self._connection.abort()
+                await asyncio.wait([self._connection.lost], timeout=_CLOSE_S)
+
+    async def connect(self) -> None:
+        """Connect, where there is no connection; RpcError where none can be made."""
+        if self._connection is None or not self._connection.usable:
+            await self._connected()
 
     async def _connected(self) -> _Connection:
+        closed = RpcError(Code.UNAVAILABLE, f"the connection to {self._authority} was closed", unbegun=True)
         if self._closed:
-            raise RpcError(Code.UNAVAILABLE, f"the connection to {self._authority} was closed")
+            raise closed
         if self._connecting is None:  # one attempt for all that wait
             self._connecting = asyncio.ensure_future(self._connect())
             self._connecting.add_done_callback(self._attempted)
-        return await asyncio.shield(self._connecting)
+        attempt = self._connecting
+        try:
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            if attempt.cancelled():  # by `close`, and not the one who waits
+                raise closed from None
+            raise
 
     def _attempted(self, attempt: asyncio.Future[_Connection]) -> None:
         self._connecting = None
-        if not attempt.cancelled() and attempt.exception() is None:
-            self._connection = attempt.result()
-            self.connections += 1
-            if self._closed:
-                self._connection.end()
+        if attempt.cancelled():
+            return
+        error = attempt.exception()
+        if error is not None:
+            self._tell(str(error.details if isinstance(error, RpcError) else error))
+            return
+        connection = self._connection = attempt.result()
+        self.connections += 1
+        if self._closed:
+            connection.end()
+        connection.lost.add_done_callback(functools.partial(self._ended, connection))
+
+    def _ended(self, connection: _Connection, reason: asyncio.Future[str]) -> None:
+        if connection is self._connection:  # else there is another one since
+            self._tell(reason.result())
+
+    def _tell(self, reason: str) -> None:
+        if self._lost is not None and not self._closed:
+            self._lost(reason)
 
     async def _connect(self) -> _Connection:
-        connection = _Connection(self._authority, "http" if self._ssl is None else "https", self._window)
+        scheme = "http" if self._ssl is None else "https"
+        connection = _Connection(self._authority, scheme, self._window, self._metadata)
         try:
             await asyncio.wait_for(self._open(connection), _CONNECT_S)
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
         except (OSError, asyncio.TimeoutError) as error:
-            connection.end()
+            connection.abort()
             reason = str(error) or f"no answer within {_CONNECT_S:g} s"
-            raise RpcError(Code.UNAVAILABLE, f"{self._authority} cannot be connected to: {reason}") from None
+            text = f"{self._authority} cannot be connected to: {reason}"
+            raise RpcError(Code.UNAVAILABLE, text, unbegun=True) from None
         return connection
 
     async def _open(self, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._ssl)
+        transport, _ = await loop.create_connection(
+            lambda: connection, self._host, self._port, ssl=self._ssl, server_hostname=self._server_name
+        )
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # where it is not, the system gives up after its own time, often 15 min
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_MS)
         await connection.greeted
@@ -271,10 +329,10 @@ class Stream(_Stream):
 class _Connection(asyncio.Protocol):
     """One HTTP/2 connection, whose every stream is one call."""
 
-    def __init__(self, authority: str, scheme: str, stream_window: int) -> None:
+    def __init__(self, authority: str, scheme: str, stream_window: int, metadata: Metadata) -> None:
         loop = asyncio.get_running_loop()
         self.greeted: asyncio.Future[None] = loop.create_future()
-        self.lost: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[str] = loop.create_future()
         self.usable = True
         self.loop = loop
         self.stream_window = stream_window
@@ -282,6 +340,7 @@ class _Connection(asyncio.Protocol):
         # :method POST, :scheme; each field is written in full, so that neither side keeps a table
         self._always = (b"\x83\x86" if scheme == "http" else b"\x83\x87") + _indexed_name(1, authority.encode())
         self._always += _field("content-type", "application/grpc") + _field("te", "trailers")
+        self._always += b"".join(_field(name, value) for name, value in metadata)
         self._transport: asyncio.Transport | None = None
         self._heads: dict[str, bytes] = {}
         self._known: dict[bytes, dict[str, str]] = {}
@@ -331,7 +390,7 @@ class _Connection(asyncio.Protocol):
     def _start(self, stream: _Stream) -> None:
         """Open a stream for a call, now or when another has ended."""
         if not self.usable:
-            _refuse(stream, Code.UNAVAILABLE, f"the connection to {self._authority} is gone")
+            _refuse(stream, Code.UNAVAILABLE, f"the connection to {self._authority} is gone", unbegun=True)
         elif len(self._streams) >= self._most_streams:
             self._queue.append(stream)
         else:
@@ -412,8 +471,11 @@ class _Connection(asyncio.Protocol):
         self._write([_PREFACE, ours, _frame(_WINDOW_UPDATE, 0, 0, window)])
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._fail(f"the connection to {self._authority} was lost" + (f": {error}" if error else ""))
-        self.lost.set_result(None)
+        reason = f"the connection to {self._authority} was lost" + (f": {error}" if error else "")
+        if not self.greeted.done():
+            reason += " at once, as by a server that wants TLS, or a certificate"
+        self._fail(reason)
+        self.lost.set_result(reason)
 
     def retire(self) -> None:
         self.usable = False
@@ -425,6 +487,11 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """End at once; there is nothing under way."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _fail(self, reason: str) -> None:
         self.usable = False
         if not self.greeted.done():
@@ -435,13 +502,14 @@ class _Connection(asyncio.Protocol):
         self._blocked.clear()
         self._queue.clear()
         for stream in streams:
-            _refuse(stream, Code.UNAVAILABLE, reason)
+            # the server cannot begin with a message that it has not got whole; of a stream it may have got others
+            unbegun = not stream.number or (bool(stream.unsent) and not isinstance(stream, Stream))
+            _refuse(stream, Code.UNAVAILABLE, reason, unbegun=unbegun)
 
     def _broken(self, reason: str) -> None:
         """The server does not keep to the protocol."""
         self._fail(f"{self._authority} does not speak HTTP/2 as gRPC does: {reason}")
-        if self._transport is not None:
-            self._transport.abort()
+        self.abort()
 
     # ---- frames ----------------------------------------------------------------------------------------------------
 
@@ -534,7 +602,8 @@ class _Connection(asyncio.Protocol):
                     self._begin_again(reset)
                     return
                 code = Code.CANCELLED if reason == _CANCEL else Code.UNAVAILABLE
-                _refuse(reset, code, f"{self._authority} ended the call (HTTP/2 error {reason})")
+                text = f"{self._authority} ended the call (HTTP/2 error {reason})"
+                _refuse(reset, code, text, unbegun=reason == _REFUSED_STREAM)
         elif kind == _GOAWAY:
             self._go_away(int.from_bytes(payload[:4], "big") & _LAST_STREAM)
 
@@ -571,7 +640,7 @@ class _Connection(asyncio.Protocol):
         unbegun = [*(stream for number, stream in self._streams.items() if number > last), *self._queue]
         self._queue.clear()
         for stream in unbegun:
-            _refuse(stream, Code.UNAVAILABLE, f"{self._authority} is shutting down")
+            _refuse(stream, Code.UNAVAILABLE, f"{self._authority} is shutting down", unbegun=True)
             self._forget(stream.number)
         if not self._streams and self._transport is not None:
             self._transport.close()
@@ -631,9 +700,9 @@ def _answer(stream: _Stream) -> None:
         stream.answer.set_result(body[5:])
 
 
-def _refuse(stream: _Stream, code: Code, details: str) -> None:
+def _refuse(stream: _Stream, code: Code, details: str, *, unbegun: bool = False) -> None:
     if not stream.answer.done():
-        stream.answer.set_exception(RpcError(code, details))
+        stream.answer.set_exception(RpcError(code, details, unbegun=unbegun))
 
 
 # ---- bytes --------------------------------------------------------------------------------------------------------

@@ -56,11 +56,22 @@ class EntrySpec:
     @classmethod
     def read(cls, folder: Path) -> EntrySpec:
         """Read the spec of a version folder; ExportError where it is none, or one of another version of adapter."""
-        file = folder / FILE
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ExportError(
-                f"{file} cannot be read by adapter {__version__}: {sentence(error)}. Remove {folder.parent} and export "
-                "again."
-            ) from error
+            content = (folder / FILE).read_bytes()
+        except OSError as error:
+            raise _unreadable(str(folder), str(folder.parent), error) from error
+        return cls.parse(content, str(folder), str(folder.parent))
+
+    @classmethod
+    def parse(cls, content: bytes, folder: str, entry: str) -> EntrySpec:
+        """Read the spec of a version of an entry, both of which an error names."""
+        try:
+            return cls(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise _unreadable(folder, entry, error) from error
+
+
+def _unreadable(folder: str, entry: str, error: Exception) -> ExportError:
+    return ExportError(
+        f"{folder}/{FILE} cannot be read by adapter {__version__}: {sentence(error)}. Remove {entry} and export again."
+    )

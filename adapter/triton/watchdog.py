@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from adapter.exceptions import EngineError, sentence
-from adapter.triton.engine import Engine, Restart
+from adapter.triton.admin import Restart
+from adapter.triton.engine import Engine
 from adapter.triton.engine_log import LogLine
 from adapter.triton.notice import Board
 from adapter.triton.stubs import Stub, connected, ended_badly

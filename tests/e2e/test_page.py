@@ -15,6 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.e2e.conftest import Serve, Served
@@ -159,3 +160,26 @@ def test_page_needed_nothing_but_the_service_and_complained_of_nothing(page: Pag
     own = ("data:image/", f"blob:{served.url}/", f"{served.url}/")
     assert [url for url in asked if not url.startswith(own)] == []
     assert f"{served.url}/static_content/swagger-ui-bundle.js" in asked
+
+
+def test_page_of_a_server_with_tokens_asks_for_one_and_sends_it(page: Page, serve: Serve) -> None:
+    env = {"ADAPTER_API_TOKENS": "first,second"}
+    guarded = serve("surface.py:svc", "--development", working_dir=SERVICES, env=env)
+    page.browser.get(guarded.url)
+    for token, refusal in (("first,second", "none that this server takes"), ("größe 漢", "ISO-8859-1"), ("second", "")):
+        field = page.wait("input[name=token]")
+        field.clear()
+        field.send_keys(token)
+        page.wait("form button").click()
+        if refusal:
+            said = expected_conditions.text_to_be_present_in_element((By.TAG_NAME, "output"), refusal)
+            WebDriverWait(page.browser, _SECONDS).until(said)
+    page.wait(".opblock")
+    status, body = page.execute(page.open("/pick"))
+    assert (status, json.loads(body)["name"]) == ("200", "string")
+    block = page.open("/livez")
+    assert page.execute(block)[0] == "200"
+    assert "authorization" not in page.wait(".curl", block).text.lower()
+    assert page.browser.find_elements(By.CSS_SELECTOR, ".authorize.locked"), "the page does not show its token as given"
+    assert not [line for line in page.log() if "401" not in line]  # of the page itself, and of the wrong token
+    assert {url.split("?")[0] for url in page.addresses() if "second" in url} == set()

@@ -48,16 +48,15 @@ def transports(
     written = write(plan(wire.svc, folder=SERVICES), repository)
     engine = engine_of(repository, [w.name for w in written])
 
-    async def open_client() -> tuple[TritonClient, dict[str, str]]:
+    async def open_client() -> TritonClient:
         client = TritonClient(engine.url)
         manifest = Manifest.read(repository)
-        expected: dict[str, str] = {}
         for runner in wire.svc.runners:
-            expected |= connect(client, runner, manifest.entries(wire.svc.name, runner.name))
-        return client, expected
+            connect(client, runner, manifest.entries(wire.svc.name, runner.name))
+        return client
 
-    client, expected = asyncio.run_coroutine_threadsafe(open_client(), loop).result()
-    assert asyncio.run_coroutine_threadsafe(client.not_ready(expected), loop).result() == ""
+    client = asyncio.run_coroutine_threadsafe(open_client(), loop).result()
+    assert asyncio.run_coroutine_threadsafe(client.not_ready(), loop).result() == ""
     remote = {runner.name: runner.transport for runner in wire.svc.runners}
     for runner in wire.svc.runners:
         runner.destroy()

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_iris
 
 from adapter import models
-from adapter.exceptions import InvalidArgument
+from adapter.exceptions import InvalidArgument, StateException
 from adapter.frameworks import lightgbm as framework
 from adapter.model import Signature
 from adapter.runnable import supports_gpu, supports_threads
@@ -96,6 +96,26 @@ def test_save_model_when_it_is_no_model_of_lightgbm(model: Any, reason: str) -> 
     with pytest.raises(InvalidArgument, match=reason):
         framework.save_model("m", model)
     assert models.list() == []
+
+
+def test_save_model_when_a_column_knows_missing_values() -> None:
+    frame = pd.DataFrame({"a": X[:, 0], "n": pd.array([None, *range(149)], dtype="Int64"), "new": Y > 0})
+    native = lightgbm.LGBMRegressor(n_estimators=4, verbose=-1, n_jobs=1, use_missing=True).fit(frame, Y)
+    method = framework.save_model("m", native).to_runner().spec.methods["predict"]
+    (sent,), _ = method.pack((frame,), {})
+    assert np.isnan(sent[0, 1])
+    assert np.array_equal(native.predict(pd.DataFrame(sent, columns=frame.columns)), native.predict(frame))
+
+
+@pytest.mark.parametrize("left", [0, 20, 0.5, b"end of trees", b"parameters:", b"end of parameters"])
+def test_load_model_when_its_file_was_cut_short(left: Any) -> None:
+    """LightGBM itself would end the process on some of these."""
+    file = Path(framework.save_model("m", BOOSTER).path_of("saved_model.ubj"))
+    whole = file.read_bytes()
+    length = whole.index(left) if isinstance(left, bytes) else left if isinstance(left, int) else int(len(whole) * left)
+    file.write_bytes(whole[: length + (40 if left == b"parameters:" else 0)])
+    with pytest.raises(StateException, match="ends in the middle of the model: it was not written or copied whole"):
+        framework.load_model("m")
 
 
 # ---- served by a real engine ----------------------------------------------------------------------------------------

@@ -100,6 +100,37 @@ def test_save_model_when_it_is_a_file(tmp_path: Path) -> None:
         assert framework.save_model("m", path).info.signatures["run"].typed
 
 
+def test_save_model_when_an_input_is_called_as_python_calls_something() -> None:
+    nodes = [helper.make_node("Sub", ["class", "_class"], ["y"])]
+    tensor = (TensorProto.FLOAT, ["n", 2])
+    model = framework.save_model("m", graph(nodes, {"class": tensor, "_class": tensor}, {"y": tensor}))
+    assert [name for name, _, _ in described(model)[0]] == ["_class", "_class_"]
+    runner = model.to_runner()
+    runner.init_local(quiet=True)
+    assert runner.run.run(_class=ROWS[:, :2], _class_=ROWS[:, 2:]).tolist() == (ROWS[:, :2] - ROWS[:, 2:]).tolist()
+    runner.destroy()
+
+
+def test_save_model_when_an_input_is_of_a_type_that_cannot_be_sent() -> None:
+    tensor = (TensorProto.BFLOAT16, ["n", 2])
+    made = graph([helper.make_node("Identity", ["x"], ["y"])], {"x": tensor}, {"y": tensor})
+    with pytest.raises(InvalidArgument, match=r"'x' of the graph is of bfloat16.*cast it in the graph"):
+        framework.save_model("m", made)
+
+
+def test_save_model_when_a_file_of_its_weights_is_missing(tmp_path: Path) -> None:
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], np.eye(2, dtype="float32").tobytes(), raw=True)
+    made = doubled(["n", 2])
+    made.graph.node[0].CopyFrom(helper.make_node("MatMul", ["x", "w"], ["y"]))
+    made.graph.initializer.append(weights)
+    file = tmp_path / "model.onnx"
+    onnx.save(made, str(file), save_as_external_data=True, location="weights", size_threshold=0)
+    assert framework.save_model("m", file).info.signatures["run"].typed
+    (tmp_path / "weights").unlink()
+    with pytest.raises(InvalidArgument, match=r"model\.onnx' cannot be read as an ONNX model: .*weights"):
+        framework.save_model("m", file)
+
+
 def test_save_model_when_it_is_larger_than_a_message_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = np.arange(4096, dtype="float32").reshape(2, 2048)
     large = graph(

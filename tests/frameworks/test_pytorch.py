@@ -170,6 +170,14 @@ def test_save_model_when_it_cannot_be_pickled() -> None:
         pytorch.save_model("wrong", model)
 
 
+def test_save_model_when_parts_of_it_are_parametrized() -> None:
+    model = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2)))
+    with pytest.raises(InvalidArgument, match=r"PyTorch cannot save this Sequential .*remove_parametrizations"):
+        pytorch.save_model("wrong", model)
+    torch.nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    pytorch.save_model("right", model)
+
+
 def test_load_model_when_the_class_was_in_a_script(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(

@@ -11,12 +11,13 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -127,7 +128,6 @@ def test_save_model_when_the_method_takes_numbers(
 @pytest.mark.parametrize(
     ("model", "method"),
     [
-        (SVC(), "predict"),  # not fitted
         (SVC().fit(X, Y.astype(str)), "predict"),  # labels are text
         (TfidfVectorizer().fit(["a text", "another"]), "transform"),  # text, sparse
         (make_pipeline(TfidfVectorizer(), SVC()).fit(["a text", "another"], [0, 1]), "predict"),
@@ -204,6 +204,48 @@ def test_save_model_when_it_is_no_estimator(model: Any, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         sklearn.save_model("m", model)
     assert models.list() == []
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (SVC(), "This SVC is not fitted: call `fit` before"),
+        (GridSearchCV(SVC(), {"C": [1]}), "This GridSearchCV is not fitted"),
+        (
+            make_pipeline(StandardScaler(), SVC().fit(X, Y)),
+            "This StandardScaler, a step of this Pipeline, is not fitted",
+        ),
+        (make_pipeline(StandardScaler().fit(X), SVC()), "This SVC, a step of this Pipeline, is not fitted"),
+        (TfidfVectorizer(), "This TfidfVectorizer is not fitted"),
+    ],
+)
+def test_save_model_when_it_is_not_fitted(model: Any, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason):
+        sklearn.save_model("m", model, signatures={})
+    assert models.list() == []
+
+
+class Rounding(BaseEstimator):
+    """Learns, and does not say so as scikit-learn would."""
+
+    def predict(self, rows: Any) -> Any:
+        return np.rint(rows)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        FunctionTransformer(),
+        HashingVectorizer(),
+        CountVectorizer(vocabulary=["a", "b"]),
+        make_pipeline("passthrough", FunctionTransformer(), SVC()).fit(X, Y),
+        Rounding(),
+        make_pipeline(StandardScaler().fit(X), Rounding()),
+    ],
+)
+def test_save_model_when_it_need_not_be_fitted(model: Any) -> None:
+    sklearn.save_model("m", model, signatures={})
+    assert type(sklearn.load_model("m")) is type(model)
 
 
 def test_save_model_when_it_has_not_the_usual_method() -> None:

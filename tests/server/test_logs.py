@@ -241,9 +241,10 @@ def test_access_log_loses_nothing_when_its_reader_is_slow() -> None:
 def test_access_log_drops_and_counts_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_MOST_WAITING", 100_000)
     read, write = os.pipe()
+    lost: list[int] = []
 
     async def work() -> None:
-        log = AccessLog("api:1", "json", Access(), fd=write)
+        log = AccessLog("api:1", "json", Access(), fd=write, on_lost=lost.append)
         for _ in range(2000):
             log.record(SCOPE, 200, HEADERS, 0.0125, "x")
         await asyncio.sleep(0.05)  # the lines are written, or left to the thread, before anybody reads
@@ -260,6 +261,7 @@ def test_access_log_drops_and_counts_what_nobody_reads(monkeypatch: pytest.Monke
     assert (last["level"], last["logger"]) == ("WARNING", "adapter.access")
     assert last["message"] == f"{2000 - len(kept)} lines of the access log were dropped: nobody read them."
     assert len(kept) > 100
+    assert sum(lost) == 2000 - len(kept)
 
 
 def test_access_log_goes_on_when_its_reader_has_gone() -> None:

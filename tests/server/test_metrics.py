@@ -40,9 +40,16 @@ def _counted(
     async def page() -> bytes:
         counts = ServerMetrics("iris", settings or Metrics(), engine=engine)
         work(counts)
-        return await counts.page()
+        return await counts.page(ready=True)
 
     return _read(asyncio.run(page()))
+
+
+def test_readiness_and_lost_lines_are_on_the_page_from_the_beginning() -> None:
+    found = _counted(lambda counts: None)
+    assert found[_key("adapter_ready")] == 1
+    assert found[_key("adapter_api_server_log_lines_dropped_total")] == 0
+    assert _counted(lambda counts: counts.lines_lost(7))[_key("adapter_api_server_log_lines_dropped_total")] == 7
 
 
 def test_requests_are_counted() -> None:
@@ -98,9 +105,9 @@ def test_looking_twice_counts_once() -> None:
         counts = ServerMetrics("iris", Metrics())
         counts.begun("/a")
         counts.ended("/a", 200, 0.1)
-        first = await counts.page()
+        first = await counts.page(ready=True)
         await asyncio.sleep(0.6)  # the numbers are written down by themselves meanwhile
-        return first, await counts.page()
+        return first, await counts.page(ready=True)
 
     first, second = map(_read, asyncio.run(pages()))
     key = _key("adapter_api_server_request_total", endpoint="/a", http_response_code="200")
@@ -201,7 +208,7 @@ def _engine() -> Iterator[str]:
 
 def _page(engine: str) -> str:
     async def page() -> bytes:
-        return await ServerMetrics("iris", Metrics(), engine=engine).page()
+        return await ServerMetrics("iris", Metrics(), engine=engine).page(ready=True)
 
     return asyncio.run(page()).decode()
 

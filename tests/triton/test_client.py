@@ -118,20 +118,20 @@ def test_triton_that_was_started_again_is_ready_without_a_call() -> None:
         client = TritonClient(f"127.0.0.1:{port}")
         expected = transport_of(client).interfaces
         async with triton(port, expected["e"], stub_died=True):
-            assert await client.not_ready(expected) == ""
+            assert await client.not_ready() == ""
             with pytest.raises(ServiceUnavailable):
                 await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
-            assert "died" in await client.not_ready(expected)  # Triton still says that it is ready
-        assert await client.not_ready(expected) != ""
+            assert "died" in await client.not_ready()  # Triton still says that it is ready
+        assert await client.not_ready() != ""
         async with triton(port, expected["e"]):
-            assert await client.not_ready(expected) == ""
+            assert await client.not_ready() == ""
         await client.close()
 
     asyncio.run(main())
 
 
 def test_worker_that_keeps_dying_is_not_ready_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapter.triton.client._BELIEVED_S", 0.2)
+    monkeypatch.setattr("adapter.triton.replicas._BELIEVED_S", 0.2)
 
     async def main() -> None:
         port = free_port()
@@ -139,12 +139,12 @@ def test_worker_that_keeps_dying_is_not_ready_for_a_while(monkeypatch: pytest.Mo
         expected = transport_of(client).interfaces
         text = "[503 ServiceUnavailable] The process that runs this model keeps dying; the next one starts in 5 s."
         async with triton(port, expected["e"], refusal=text):
-            assert await client.not_ready(expected) == ""
+            assert await client.not_ready() == ""
             with pytest.raises(ServiceUnavailable):
                 await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
-            assert "keeps dying" in await client.not_ready(expected)
+            assert "keeps dying" in await client.not_ready()
             await asyncio.sleep(0.3)
-            assert await client.not_ready(expected) == ""  # the next call tells
+            assert await client.not_ready() == ""  # the next call tells
         await client.close()
 
     asyncio.run(main())
@@ -178,7 +178,7 @@ def test_errors_of_an_entry_that_is_looked_after_leave_it_ready() -> None:
         async with triton(port, expected["e"], stub_died=True):
             with pytest.raises(ServiceUnavailable):
                 await client.infer(pb.ModelInferRequest(model_name="e"), [], 5)
-            assert await client.not_ready(expected) == ""
+            assert await client.not_ready() == ""
         await client.close()
 
     asyncio.run(main())
@@ -203,9 +203,9 @@ def test_instances_of_a_triton_that_is_started_later_are_all_kept_busy() -> None
         port = free_port()
         client = TritonClient(f"127.0.0.1:{port}")
         transport = transport_of(client)
-        assert await client.not_ready(transport.interfaces) != ""  # nobody is there
+        assert await client.not_ready() != ""  # nobody is there
         async with triton(port, transport.interfaces["e"]):
-            assert await client.not_ready(transport.interfaces) == ""
+            assert await client.not_ready() == ""
             assert [route.lane.instances for route in transport._routes.values()] == [4]
         await client.close()
 

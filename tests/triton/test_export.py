@@ -155,6 +155,7 @@ def test_entry_of_a_runnable_has_all_that_it_needs(project: Project, repository:
             *(
                 f"s.r/1/{name}"
                 for name in (
+                    "config.pbtxt",
                     "model.py",
                     "runtime.zip",
                     "requirements.txt",
@@ -335,7 +336,10 @@ def test_models_that_no_service_needs_any_more_leave_the_manifest(tmp_path: Path
     first, second = (adapter.picklable_model.save_model("gone", functools.partial(operator.mul, n)) for n in (2, 3))
     for saved in (first, second):
         write(plan(service_of(saved, "one"), folder=tmp_path, machine=MACHINE), repository)
-    assert set(Manifest.read(repository).models) == {str(second.tag)}
+    manifest = Manifest.read(repository)
+    assert set(manifest.models) == {str(first.tag), str(second.tag)}  # for a rollback
+    record = {name: part for name, part in manifest.services["one"].items() if name != "history"}
+    assert set(manifest.replaced("one", record).models) == {str(second.tag)}
 
 
 @pytest.mark.parametrize("content", [["config.pbtxt"], ["1/model.onnx", "config.pbtxt"], []])

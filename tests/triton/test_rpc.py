@@ -456,16 +456,17 @@ PEERS = {
 }
 
 
-async def call_of_a_peer_that_says(said: bytes) -> Any:
+async def call_of_a_peer_that_says(said: bytes, *, ends_at: int = 9) -> Any:
+    """Call a server that says something, from `ends_at` on when the call waits, and ends the connection."""
     served = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             await reader.readexactly(24)
-            writer.write(said[:9])  # what is sent later comes to a call that waits
+            writer.write(said[:ends_at])  # what is sent later comes to a call that waits
             await writer.drain()
             await asyncio.sleep(0.02)
-            writer.write(said[9:])
+            writer.write(said[ends_at:])
             await writer.drain()
             await asyncio.sleep(0.02)
         writer.close()
@@ -491,6 +492,76 @@ def test_peer_that_does_not_speak_grpc_is_unavailable(said: bytes) -> None:
     found = asyncio.run(call_of_a_peer_that_says(said))
     assert isinstance(found, RpcError)
     assert found.code in (Code.UNAVAILABLE, Code.CANCELLED)
+
+
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("said", "unbegun"),
+    [
+        (b"", True),  # nobody who speaks HTTP/2
+        (SETTINGS, False),  # it may have begun, and ended since
+        (SETTINGS + b"\0\0\4\3\0\0\0\0\1\0\0\0\2", False),  # INTERNAL_ERROR
+        (SETTINGS + b"\0\0\x08\7\0\0\0\0\0" + bytes(8), True),  # GOAWAY: it took no call
+        (SETTINGS + b"\0\0\x08\7\0\0\0\0\0\0\0\0\1" + bytes(4), False),  # GOAWAY: it took the first
+        (b"\0\0\6\4\0\0\0\0\0" + b"\0\4\0\0\0\0", True),  # a window of no bytes: it has not got the message
+    ],
+    ids=["nobody", "lost", "reset", "going away", "going away later", "no window"],
+)
+def test_call_that_was_certainly_not_begun_says_so(said: bytes, unbegun: bool) -> None:
+    found = asyncio.run(call_of_a_peer_that_says(said, ends_at=15 if said[2:3] == b"\6" else 9))
+    assert isinstance(found, RpcError)
+    assert found.unbegun is unbegun, found
+
+
+def test_loss_of_a_connection_is_told_once_and_so_is_each_attempt_that_fails() -> None:
+    async def main() -> None:
+        told: list[str] = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        channel = Channel(f"127.0.0.1:{port}", lost=told.append, metadata=[("key", "value")])
+        with pytest.raises(RpcError):
+            await asyncio.gather(*(channel.call(ECHO, [b"x"]) for _ in range(3)))
+        await asyncio.sleep(0.01)
+        assert len(told) == 1  # one attempt for all three
+        async with serving(Server(), port=port):
+            await channel.connect()
+            assert await channel.call("/test.Service/Metadata", [b"key"], metadata=[("b", "c")]) == b"value"
+            assert len(told) == 1
+        await asyncio.sleep(0.05)
+        assert len(told) == 2
+        assert "was lost" in told[1]
+        async with serving(Server(), port=port):
+            await channel.connect()
+            await channel.close()
+        await asyncio.sleep(0.05)
+        assert len(told) == 2  # by us
+
+    asyncio.run(main())
+
+
+def test_channel_can_be_closed_while_it_connects() -> None:
+    async def main() -> None:
+        accepted = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.set()
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        channel = Channel(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        call = asyncio.create_task(channel.call(ECHO, [b"x"]))
+        await accepted.wait()
+        await asyncio.wait_for(channel.close(), 2)
+        with pytest.raises(RpcError, match="was closed"):
+            await call
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(main())
 
 
 @settings(max_examples=40, deadline=None)

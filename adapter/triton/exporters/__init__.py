@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata as distributions
 from typing import Any
 
@@ -56,7 +56,8 @@ def _checked(exporter: Exporter, model: Model, method: MethodSpec) -> Checked:
         for converted in exporter.convert(model, method):
             try:
                 parity = compare(converted, method, _original(runnable, method), _sample(model, method))
-                return Checked(converted, parity, _versions(exporter))
+                native = replace(converted.native, finite=parity.refuses_nan)
+                return Checked(replace(converted, native=native), parity, _versions(exporter))
             except CannotConvert as refused:
                 reasons.append(message_of(refused))
     except ModuleNotFoundError as error:

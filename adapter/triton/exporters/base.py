@@ -17,7 +17,18 @@ from adapter.tensor import Array
 from adapter.triton.native import Native
 
 Run = Callable[[Sequence[Array]], Sequence[Array]]
-Rows = Sequence[tuple[Array, Array]]  # of the columns of each input: the smallest and the largest values to try
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where the numbers of an input matter, as a converter knows from the model.
+
+    `low` and `high` are the least and the greatest of each column, `thresholds` those of each, in their order.
+    """
+
+    low: Array
+    high: Array
+    thresholds: Sequence[Array]
 
 
 class CannotConvert(AdapterError):
@@ -28,15 +39,15 @@ class CannotConvert(AdapterError):
 class Converted:
     """A model converted for a backend: how it is served, its files, and the same model as it can be run here.
 
-    `run` takes the arrays that would be sent to Triton, and returns those that it would answer. `scope` are values
-    between which the inputs matter, where the model tells them. `scores` are those that the labels of a classifier come
+    `run` takes the arrays that would be sent to Triton, and returns those that it would answer. `scope` is that of each
+    input, where the model tells it. `scores` are those that the labels of a classifier come
     from, of the converted model and of the original: equal labels alone may be luck.
     """
 
     native: Native
     files: Mapping[str, bytes]
     run: Run
-    scope: Rows = ()
+    scope: Sequence[Scope] = ()
     scores: tuple[Run, Run] | None = None
 
 

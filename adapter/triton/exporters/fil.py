@@ -6,8 +6,7 @@ Treelite 4 from 24.03 on. Source: docs/model_config.md and src/ of the FIL backe
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,14 @@ from adapter.exceptions import sentence
 from adapter.method import MethodSpec
 from adapter.model import Model
 from adapter.tensor import Array
-from adapter.triton.exporters.base import CannotConvert, Converted, Exporter, Rows, demand_first_axis
+from adapter.triton.exporters.base import CannotConvert, Converted, Exporter, Scope, demand_first_axis
 from adapter.triton.native import CLASSES, PAIR, VALUES, Native, NativeTensor
 
 _FILE = "checkpoint.tl"
 _MAX_BATCH_SIZE = 32_768  # rows; trees are fast, and a longer call is cut by the client
+_ZERO = 1e-30  # LightGBM writes 1e-35 for 0, and takes what is smaller for it
+_FEW = 16  # thresholds of one feature
+_NUMERIC, _CATEGORICAL = 1, 2  # of treelite's node_type
 _THRESHOLD = 0.5  # of a binary classifier; XGBoost, LightGBM and scikit-learn have no other
 
 
@@ -39,7 +41,9 @@ class Fil(Exporter):
             raise CannotConvert(f"its input has the shape {spec.shape}, and FIL takes rows of features")
         try:
             forest = _forest(treelite, native)
-        except (treelite.TreeliteError, TypeError, NotImplementedError) as error:
+        except CannotConvert:
+            raise
+        except Exception as error:  # of Treelite, and of the library that the trees are of
             raise CannotConvert(f"Treelite cannot read it: {sentence(error)}") from error
         if forest.num_feature != spec.shape[1]:
             raise CannotConvert(f"its trees know {forest.num_feature} features, and its input has {spec.shape[1]}")
@@ -74,7 +78,7 @@ class Fil(Exporter):
             found,
             {_FILE: forest.serialize_bytes()},
             lambda arrays: _classes(_run(treelite, forest, arrays)) if as_classes else _run(treelite, forest, arrays),
-            _scope(forest),
+            [_scope(forest)],
             (probabilities, original) if as_classes else None,
         )
 
@@ -118,13 +122,26 @@ def _forest(treelite: Any, native: Any) -> Any:
     """The trees of a model, whichever library grew them."""
     library = type(native).__module__.partition(".")[0]
     if library == "xgboost":
-        booster = native if type(native).__name__ == "Booster" else native.get_booster()
-        return treelite.frontend.from_xgboost(booster)
+        return treelite.frontend.from_xgboost(_booster(native))
     if library == "lightgbm":
         return treelite.frontend.from_lightgbm(native if type(native).__name__ == "Booster" else native.booster_)
     if library == "sklearn":
+        if type(native).__name__.startswith("HistGradientBoosting"):
+            # they are values of its training data, in float64
+            raise CannotConvert(f"the thresholds of a {type(native).__name__} are finer than float32, which FIL takes")
         return treelite.sklearn.import_model(native)
     raise CannotConvert(f"a {type(native).__name__} is no model of scikit-learn, XGBoost or LightGBM")
+
+
+def _booster(native: Any) -> Any:
+    """The trees that a model of XGBoost predicts with: of one whose training stopped early, those up to the best."""
+    if type(native).__name__ == "Booster":
+        return native
+    missing = getattr(native, "missing", np.nan)
+    if missing is not None and not np.isnan(missing):
+        raise CannotConvert(f"it takes {missing:g} for a missing value, and FIL takes NaN alone for one")
+    booster, best = native.get_booster(), getattr(native, "best_iteration", None)
+    return booster if best is None else booster[: best + 1]
 
 
 def _columns(native: Any) -> tuple[str, ...]:
@@ -148,23 +165,31 @@ def _classes(scores: Sequence[Array]) -> list[Array]:
     return [best.astype(np.float32)]
 
 
-def _scope(forest: Any) -> Rows:
+def _scope(forest: Any) -> Scope:
     """Values around the thresholds of each feature: what lies beyond falls into the same leaves."""
-    low = np.full(forest.num_feature, np.inf)
-    high = np.full(forest.num_feature, -np.inf)
-    for tree in json.loads(forest.dump_as_json(pretty_print=False))["trees"]:
-        for node in tree["nodes"]:
-            _widen(node, low, high)
-    empty = ~np.isfinite(low)
-    low[empty], high[empty] = 0.0, 1.0
-    margin = np.maximum((high - low) * 0.25, 1e-3 * np.maximum(1.0, np.abs(high)))
-    return [(low - margin, high + margin)]
+    low, high = np.zeros(forest.num_feature), np.ones(forest.num_feature)
+    thresholds = _thresholds(forest)
+    for feature, values in enumerate(thresholds):
+        if len(values):
+            # a few of them may lie close together, and say little about the range of the feature
+            few = 0.1 * max(1.0, float(np.abs(values).max())) if len(values) < _FEW else 0.0
+            margin = max((values[-1] - values[0]) * 0.25, few)
+            low[feature], high[feature] = values[0] - margin, values[-1] + margin
+    return Scope(low, high, thresholds)
 
 
-def _widen(node: Mapping[str, Any], low: Array, high: Array) -> None:
-    if "threshold" in node:
-        feature, threshold = node["split_feature_id"], node["threshold"]
-        low[feature], high[feature] = min(low[feature], threshold), max(high[feature], threshold)
-    for category in node.get("category_list", ()):
-        feature = node["split_feature_id"]
-        low[feature], high[feature] = min(low[feature], 0.0), max(high[feature], float(category))
+def _thresholds(forest: Any) -> list[Array]:
+    """The thresholds of each feature in their order."""
+    trees = [forest.get_tree_accessor(i) for i in range(forest.num_tree)]
+    kinds, features, limits = (
+        np.concatenate([tree.get_field(name) for tree in trees]) for name in ("node_type", "split_index", "threshold")
+    )
+    if (kinds == _CATEGORICAL).any():
+        raise CannotConvert("its trees split by categories, which FIL may read otherwise out of numbers such as -0.5")
+    # a split on what is missing has an infinite one
+    numeric = (kinds == _NUMERIC) & (np.abs(limits) < np.finfo(np.float32).max)
+    features, limits = features[numeric], limits[numeric].astype(float)
+    limits[np.abs(limits) < _ZERO] = 0.0
+    order = np.argsort(features, kind="stable")
+    cuts = np.searchsorted(features[order], np.arange(1, forest.num_feature))
+    return [np.unique(values) for values in np.split(limits[order], cuts)]

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from adapter.exceptions import sentence
+from adapter.frameworks.sklearn import parts
 from adapter.method import MethodSpec
 from adapter.model import Model
 from adapter.triton.exporters.base import CannotConvert, demand_first_axis
@@ -66,7 +69,8 @@ def of_sklearn(model: Model, method: MethodSpec) -> Iterator[Graph]:
     output = _OUTPUT_OF_SKLEARN.get(method.name)
     if output is None or len(method.outputs) != 1:
         raise CannotConvert(f"skl2onnx has {', '.join(_OUTPUT_OF_SKLEARN)}, and no {method.name}")
-    classifies = hasattr(native, "classes_") and hasattr(native, "predict")
+    if any(np.isinf(getattr(getattr(part, "tree_", None), "threshold", 0)).any() for part in parts(native)):
+        raise CannotConvert("it has splits on missing values, which skl2onnx never gets done with")
     columns = tuple(map(str, getattr(native, "feature_names_in_", ())))
     kinds = [data_types.FloatTensorType]
     if spec.dtype != "float32":
@@ -79,7 +83,7 @@ def of_sklearn(model: Model, method: MethodSpec) -> Iterator[Graph]:
                 whole = skl2onnx.to_onnx(
                     native,
                     initial_types=[("input", kind([None, *spec.shape[1:]]))],
-                    options={id(native): {"zipmap": False}} if classifies else None,
+                    options={id(native): {"zipmap": False}} if hasattr(native, "predict_proba") else None,
                     target_opset=_OPSETS,
                 )
                 names = [value.name for value in whole.graph.output]

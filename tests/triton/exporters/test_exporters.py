@@ -13,6 +13,7 @@ import pytest
 import xgboost
 from google.protobuf import text_format
 from onnx import TensorProto, helper
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import make_classification
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -22,9 +23,11 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.svm import SVC
 from tritonclient.grpc import model_config_pb2 as pb
 
 import adapter
@@ -177,24 +180,66 @@ def test_conversion_is_the_same_each_time() -> None:
 @pytest.mark.parametrize(
     ("model", "method", "labels", "reason"),
     [
-        # Treelite reads it, but its scores are others
-        (HistGradientBoostingClassifier(max_iter=5, random_state=0), "predict", Y, ""),
-        (HistGradientBoostingClassifier(max_iter=5), "predict_proba", Y, "scores differ"),
+        # Treelite reads it, but its scores are others, those of rows that it was fitted on among them
+        (HistGradientBoostingClassifier(max_iter=5), "predict_proba", Y, "finer than float32"),
         (IsolationForest(n_estimators=5, random_state=0), "predict", Y, "labels of predict() are others"),
         (GradientBoostingClassifier(n_estimators=5), "decision_function", Y, ""),
         (RandomForestRegressor(5), "predict", X[:, :2], "2 outputs"),
         (LogisticRegression(), "predict", Y, "Treelite cannot read it"),
         (RandomForestClassifier(5), "predict", np.array(list("abc"))[Y], "not known as arrays of numbers"),
         (RandomForestClassifier(5), "predict_proba", np.array(list("abc"))[Y], "labels are no numbers"),
+        (xgboost.XGBClassifier(n_estimators=5, missing=-1.0), "predict", Y, "-1 for a missing value"),
+        (lightgbm.LGBMRegressor(n_estimators=5, verbose=-1, zero_as_missing=True), "predict", X[:, 0], "scores differ"),
     ],
 )
 def test_models_that_fil_would_answer_otherwise_stay_with_python(
     model: Any, method: str, labels: Any, reason: str
 ) -> None:
-    found = save("other", model.fit(X, labels), method, sample=X)
+    module = getattr(adapter, type(model).__module__.partition(".")[0])
+    # one row says little of what there may be
+    found = save("other", model.fit(X, labels), method, module=module, sample=X[:1])
     (said,) = refused(found, method, "fil")
     assert said.startswith("fil: ")
     assert reason in said
+
+
+def test_forest_that_learned_of_missing_values_has_splits_on_them() -> None:
+    holed = np.where(np.random.default_rng(0).random(X.shape) < 0.3, np.nan, X)
+    forest = RandomForestClassifier(5, random_state=0).fit(holed, Y)
+    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
+    found = save("holed", forest, "predict_proba")
+    (said,) = refused(found, "predict_proba", "onnxruntime")
+    assert "splits on missing values" in said  # skl2onnx would go on for ever
+    assert converted(found, "predict_proba", "fil").parity.nan_rows > 0
+
+
+@pytest.mark.parametrize("booster", ["gbtree", "dart"])
+def test_forest_whose_training_stopped_early_is_cut_there(booster: str) -> None:
+    model = xgboost.XGBClassifier(n_estimators=60, early_stopping_rounds=2, learning_rate=0.8, booster=booster)
+    model.fit(X[:200], Y[:200], eval_set=[(X[200:], Y[200:])], verbose=False)
+    assert model.best_iteration < model.get_booster().num_boosted_rounds() - 1
+    found = save("early", model, "predict_proba", module=adapter.xgboost, sample=X)
+    assert converted(found, "predict_proba", "fil").parity.largest_difference < 1e-5
+
+
+def test_forest_with_categories_stays_with_python() -> None:
+    rows = np.c_[np.arange(300) % 9, X[:, 1:]]
+    options: dict[str, Any] = {"categorical_feature": [0]}
+    model = lightgbm.LGBMRegressor(n_estimators=5, verbose=-1, min_data_per_group=1, cat_smooth=1)
+    found = save("colors", model.fit(rows, rows[:, 0] % 3, **options), "predict", module=adapter.lightgbm)
+    assert "split by categories" in refused(found, "predict", "fil")[0]
+
+
+def test_forest_whose_thresholds_are_finer_than_float32_stays_with_python() -> None:
+    random = np.random.default_rng(0)
+    times = 1.7e9 + np.sort(random.integers(0, 864_000, 2000))[:, None].astype(float)  # ten days, in seconds
+    model = lightgbm.LGBMRegressor(n_estimators=20, verbose=-1).fit(times, np.sin(times[:, 0] / 20_000))
+    for sample in (None, times[:1], times):
+        found = save("times", model, "predict", module=adapter.lightgbm, sample=sample)
+        assert "scores differ" in refused(found, "predict", "fil")[0]
+    years = 1995.0 + np.arange(2000)[:, None] % 30
+    model = lightgbm.LGBMRegressor(n_estimators=20, verbose=-1).fit(years, np.sin(years[:, 0]))
+    assert converted(save("years", model, "predict", module=adapter.lightgbm, sample=years), "predict", "fil")
 
 
 def test_columns_of_a_frame_must_be_those_of_the_model() -> None:
@@ -249,6 +294,31 @@ def graph_file(folder: Path, batch: Any = "n") -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
     onnx.checker.check_model(model)
     return model
+
+
+def test_pipeline_that_refuses_missing_values_refuses_them_still() -> None:
+    found = save("strict", make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y), "predict", sample=X)
+    native, method = converted(found, "predict", "onnxruntime").converted.native, method_of(found, "predict")
+    assert native.finite
+    assert Native.from_dict(native.to_dict()) == native
+    with pytest.raises(InvalidArgument, match=r"X of predict\(\) has NaN or infinite numbers"):
+        to_native(native, method, [np.where(X > 2, np.nan, X)], {})
+    # it takes NaN in one column
+    only = ColumnTransformer([("imputed", SimpleImputer(), [0]), ("others", StandardScaler(), [1, 2, 3, 4, 5])])
+    holed = np.where((X > 1) & (np.arange(6) == 0), np.nan, X)
+    partly = make_pipeline(only, SVC()).fit(holed, Y)
+    found = save("partly", partly, "predict", sample=X)
+    signature = {"predict": {**BATCHED, "input_spec": ("float64", (-1, 6)), "output_spec": ("int64", (-1,))}}
+    found = adapter.sklearn.save_model("partly", partly, signatures=signature, sample=X)
+    checked = converted(found, "predict", "onnxruntime")
+    assert not checked.converted.native.finite
+    assert checked.parity.nan_rows > 0
+
+
+def test_pipeline_whose_categories_onnx_would_cut_stays_with_python() -> None:
+    encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False).fit(np.rint(X))  # 1.5 is none of these
+    found = save("encoder", encoder, "transform", sample=np.rint(X))
+    assert "scores differ" in refused(found, "transform", "onnxruntime")[0]
 
 
 def test_graph_with_several_tensors_becomes_an_onnxruntime_entry(tmp_path: Path) -> None:
@@ -386,7 +456,51 @@ def test_comparison_covers_the_sample_its_extremes_and_missing_values() -> None:
     known = {tuple(row) for row in rows.tolist()}
     assert {(0, -5), (5, 1), (2, 3), (5, 3), (5, -5)} <= known
     assert np.isnan(rows).any()
-    assert (np.nanmin(rows, axis=0), np.nanmax(rows, axis=0))[1].tolist() == [5, 3]
+    assert (rows == 0).all(axis=1).any()
+    # as far beyond the sample as its own range
+    assert (np.nanmin(rows, axis=0) < [-4, -12]).all()
+    assert (np.nanmax(rows, axis=0) > [9, 10]).all()
+
+
+def test_model_that_knows_small_numbers_alone_is_held_to_them() -> None:
+    def tiny(arrays: Any) -> Any:
+        return arrays[0] * np.float32(1e-6)
+
+    compare(answering(lambda x: x * np.float32(1.000001e-6)), DOUBLED, tiny, None)
+    with pytest.raises(CannotConvert, match="scores differ"):
+        compare(answering(lambda x: x * np.float32(1.001e-6)), DOUBLED, tiny, None)
+    beside, off = np.array([1e6, 1e-6], np.float32), np.array([1e6, 2e-6], np.float32)
+    with pytest.raises(CannotConvert, match="scores differ"):
+        compare(answering(lambda x: x * off), DOUBLED, lambda arrays: arrays[0] * beside, None)
+
+
+def test_model_that_answers_where_the_other_raises_is_refused() -> None:
+    def original(arrays: Any) -> Any:
+        if (np.abs(arrays[0]) > 6).any():
+            raise ValueError("no category 7")
+        return double(arrays)
+
+    sample = [np.array([[0, -5], [5, 1]], np.float32)]
+    with pytest.raises(
+        CannotConvert, match=r"answers where __call__\(\) raises an error \(ValueError: no category 7\)"
+    ):
+        compare(answering(lambda x: x * 2), DOUBLED, original, sample)
+    assert compare(answering(lambda x: original([x])), DOUBLED, original, sample).rows >= ROWS
+
+
+def test_number_in_the_place_of_nan_is_kept_from_clients() -> None:
+    assert compare(answering(lambda x: np.nan_to_num(x) * 2), DOUBLED, double, None).refuses_nan
+    assert not compare(answering(lambda x: x * 2), DOUBLED, double, None).refuses_nan
+
+
+def test_labels_that_are_floats_must_be_equal() -> None:
+    days = method(TensorSpec("float32", (-1, 2), "x"), outputs=[TensorSpec("float64", (-1,), "y")])
+    native = replace(NATIVE, outputs=(NativeTensor("out", "FP32", (1,), meaning=CLASSES),), classes=(2e7, 2e7 + 1))
+    scores = (lambda arrays: [arrays[0]], lambda arrays: [arrays[0]])
+    found = Converted(native, {}, lambda arrays: [(arrays[0][:, :1] > 0).astype(np.float32)], scores=scores)
+    compare(found, days, lambda arrays: np.where(arrays[0][:, 0] > 0, 2e7 + 1, 2e7), None)
+    with pytest.raises(CannotConvert, match="labels"):
+        compare(found, days, lambda arrays: np.where(arrays[0][:, 0] > 0, 2e7, 2e7 + 1), None)
 
 
 def test_model_that_cannot_be_tried_without_a_sample_says_so() -> None:
