@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
+_OURS = {"adapter"}
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -45,11 +46,21 @@ def _distributions() -> dict[str, str]:
 
 def pickled_modules(folder: Path) -> set[str]:
     """The top-level modules of installed libraries that the pickles in a folder name, which loading them imports."""
+    return {name for name in _modules_in(folder) if is_installed(name)}
+
+
+def own_modules(folder: Path) -> set[str]:
+    """The top-level modules that the pickles in a folder name, and that were not installed."""
+    found = _modules_in(folder)
+    return {n for n in found if n in sys.modules and n not in sys.stdlib_module_names and not is_installed(n)} - _OURS
+
+
+def _modules_in(folder: Path) -> set[str]:
     found: set[str] = set()
     for path in folder.rglob("*.pkl"):
         with path.open("rb") as file, contextlib.suppress(ValueError):  # joblib's own files are pickles in part only
             found.update(name.partition(".")[0] for name in _named(file))
-    return {name for name in found if is_installed(name)}
+    return found
 
 
 def _named(pickle: IO[bytes]) -> Iterator[str]:

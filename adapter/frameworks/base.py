@@ -28,7 +28,7 @@ from adapter.exceptions import (
 from adapter.frameworks.sample import thinned
 from adapter.frameworks.trial import Tensors, Trial, positional
 from adapter.model import Model, ModelInfo, Parameter, Signature
-from adapter.requirements import is_installed, pickled_modules, versions_of
+from adapter.requirements import is_installed, own_modules, pickled_modules, versions_of
 from adapter.runnable import Runnable, mark
 from adapter.runner import Runner
 from adapter.tag import Tag
@@ -177,6 +177,14 @@ class Framework:
                 versions = versions_of({*self.modules(model), *_modules_of(sample), *pickled_modules(draft.folder)})
                 draft.info = dataclasses.replace(info, context={**info.context, "framework_versions": versions})
                 _keep(sample, draft.folder)
+                own = sorted(own_modules(draft.folder))
+        if own:
+            logger.warning(
+                "The model %s has classes or functions of %s, and loads only where that can be imported: save it with "
+                "external_modules=[%s], which takes the code along.",
+                draft.tag,
+                *[", ".join(own)] * 2,
+            )
         return draft
 
     def load_model(self, model: str | Tag | Model, **options: Any) -> Any:

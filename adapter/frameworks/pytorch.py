@@ -192,7 +192,8 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 @contextlib.contextmanager
 def evaluated(module: Any) -> Iterator[None]:
     """Put a module in eval mode for a while; each of its parts is then as it was."""
-    before = [(part, part.training) for part in module.modules()]
+    # one that torch.jit.freeze made has no mode any more
+    before = [(part, part.training) for part in module.modules() if hasattr(part, "training")]
     module.eval()
     try:
         yield

@@ -73,7 +73,11 @@ class XGBoost(Framework):
         return getattr(native, method)(*args, **kwargs)
 
     def tensors(self, native: Any, method: str, trial: Trial) -> Tensors | None:
+        import xgboost
+
         booster = _fitted(native)
+        if isinstance(trial.sample, xgboost.DMatrix):
+            raise InvalidArgument("A sample is rows as callers send them, an array or a data frame, and not a DMatrix.")
         if _CATEGORY in (booster.feature_types or ()):
             return None
         on_numbers = trial.on_numbers(booster.num_features(), np.float32)

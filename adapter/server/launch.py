@@ -313,7 +313,7 @@ def _repository(named: Path | str | None) -> Iterator[Path]:
     """The folder that the service is exported to: the one named, else one that lasts as long as this process."""
     if isinstance(named, str):
         raise ConfigException(
-            f"The Triton that `adapter serve` starts gets its models from a folder of this machine, and not from {named}: "
+            f"The Triton that `adapter serve` starts gets its models from a folder of this machine, not from {named}: "
             "leave out --repository, or name a Triton that reads them there with --triton."
         )
     if named is not None:

@@ -45,7 +45,7 @@ from adapter.triton.export import (
     write_manifest,
 )
 from adapter.triton.manifest import Manifest, served
-from adapter.triton.storage import Storage, Tell, hidden, storage
+from adapter.triton.storage import Content, Storage, Tell, hidden, storage
 
 DEFAULT_LIMIT_S = 300.0
 DEFAULT_KEEP = 2
@@ -484,13 +484,13 @@ class _Deployment:
         """Have all Tritons serve what they served before, and remove what was added."""
         added = f"{step.name}/{step.version}" if step.export is not None and step.export.added else ""
         if before is None:
-            for replica in step.replicas:
-                _forget(replica, step.name)
-        elif added:
+            self._take_away(step)
+            return
+        if added:
             # Triton forgets that a version failed when that one loads: it does, with what served before in its place
             self.repository.remove(added)
             self.repository.copy(f"{step.name}/{before}", added)
-        for replica in step.replicas if before is not None else ():
+        for replica in step.replicas:
             with contextlib.suppress(EngineError):  # it serves that still, then
                 config = None
                 if added and replica.control.versions().get(step.name, {}).get(step.version) == "UNAVAILABLE":
@@ -504,6 +504,20 @@ class _Deployment:
                 replica.control.wait_unloaded(step.name, _UNLOAD_S)
         if added:
             self.repository.remove(added)
+
+    def _take_away(self, step: _Step) -> None:
+        """Unload an entry that was not served before, and leave the Tritons ready, with an empty model in its place."""
+        new = self.repository.names(step.name) is None and bool(step.config)
+        if new:
+            config = _at_rest(step)
+            config.name = step.name
+            config.version_policy.specific.versions.append(step.version)
+            empty: dict[str, Content] = {f"{step.version}/{_FILE}": Path(trial.__file__).read_bytes()}
+            self.repository.put(step.name, {**empty, CONFIG: to_text(config).encode()}, (CONFIG,))
+        for replica in step.replicas:
+            _forget(replica, step.name)
+        if new:
+            self.repository.remove(step.name)
 
     def _everywhere(
         self,

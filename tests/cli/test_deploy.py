@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from click import UsageError
 from click.testing import CliRunner, Result
 
 from adapter.cli import main
+from adapter.cli.deploy import _Tritons
 from adapter.exceptions import ConfigException
+from adapter.layers import load
 from adapter.server import launch
 from tests.triton.project import Project
 
@@ -71,3 +74,14 @@ def test_engine_of_serve_has_its_models_from_a_folder() -> None:
         launch._repository("s3://bucket/models"),
     ):
         pass
+
+
+def test_runner_with_tritons_of_its_own_is_deployed_there(tmp_path: Path) -> None:
+    file = tmp_path / "adapter.yaml"
+    file.write_text("triton: {url: 'grpc://all:8001', headers: {key: v}, runners: {big: {url: 'dns:///big:8001'}}}")
+    tritons = _Tritons(load(file, {}).settings)
+    assert [str(tritons(runner)) for runner in ("small", "big")] == ["grpc://all:8001", "dns:///big:8001"]
+    assert tritons("big").metadata == (("key", "v"),)
+    file.write_text("triton: {runners: {big: {url: 'grpc://big:8001'}}}")
+    with pytest.raises(UsageError, match="where the Tritons of the runner 'small' are: give --triton"):
+        _Tritons(load(file, {}).settings)("small")

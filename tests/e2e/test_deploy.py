@@ -325,9 +325,13 @@ def test_deployment_by_way_of_a_bucket(place: Place, serve: Serve, s3: str, inst
     assert {path.split("/")[2] for path in files.find(there)} == {ENTRY, "manifest.json"}
 
 
-def test_fronts_of_old_and_new_code_share_one_triton(place: Place, front: Served, serve: Serve) -> None:
+def test_fronts_of_old_and_new_code_share_one_triton(place: Place, front: Served, serve: Serve, tmp_path: Path) -> None:
     word = front.post("/say", content="x").text.split()[1]
+    before = place.listed
     with unbroken(front) as old:
+        with pytest.raises(DeploymentError, match=r"Version 1 of deployed\.word\.[0-9a-f]{8} was not .* Nothing was"):
+            place.deploy(loads(1, tmp_path / "loaded").replace("(batchable=True)", ""))
+        assert (place.listed, place.ready) == (before, True)
         rows = place.deploy(source("other").replace("(batchable=True)", ""))
         assert [(row.before, row.version) for row in rows] == [(None, 1)]
         assert re.fullmatch(r"deployed\.word\.[0-9a-f]{8}", rows[0].entry)

@@ -6,6 +6,7 @@ The engine here has the python backend alone, so entries of it stand in, with th
 from __future__ import annotations
 
 import concurrent.futures
+import io
 import re
 import shutil
 import subprocess
@@ -148,6 +149,14 @@ def test_frames_and_more_rows_than_a_request_may_have(native: Served) -> None:
     rows = np.repeat(X, 100, axis=0)  # more than a request to FIL may have
     found = native.post("/rf_predict", json=rows.tolist()).raise_for_status().json()
     assert found == answer_of("rf", "predict", rows).tolist()
+
+
+def test_nan_is_refused_where_the_model_refuses_it(native: Served) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.where(ROWS > 1, np.nan, ROWS))
+    answer = native.post("/lr_predict", content=buffer.getvalue(), headers={"Content-Type": "application/x-npy"})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("X of predict() has NaN or infinite numbers")
 
 
 def test_calls_at_once_get_their_own_answers(native: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,18 @@ def test_scripted_module_answers_as_in_python(engine_of: EngineOf, tmp_path: Pat
     np.testing.assert_allclose(scores, expected[0].numpy(), atol=1e-6)
     assert labels.tolist() == expected[1].tolist()
     assert (scores.dtype, labels.dtype) == (np.float32, np.int64)
+
+
+def test_module_that_was_saved_while_it_was_trained_is_written_in_its_eval_mode(tmp_path: Path) -> None:
+    runner = save("trained", torch.nn.Sequential(torch.nn.Dropout()).train(), np.ones((3, 2), np.float32)).to_runner()
+    conversion = Conversion(["pytorch"])
+    planned = plan(Service("s", runners=[runner]), folder=tmp_path, machine=Machine(1, 0), convert=conversion)
+    assert [p.name for p in planned.entries] == ["trained.__call__.pytorch"]
+    content = planned.entries[0].files["model.pt"]
+    assert isinstance(content, bytes)
+    with undeprecated():
+        loaded = torch.jit.load(io.BytesIO(content))
+    assert torch.equal(loaded(torch.ones(9, 9)), torch.ones(9, 9))
 
 
 def test_module_that_answers_otherwise_each_time_stays_with_python(tmp_path: Path) -> None:

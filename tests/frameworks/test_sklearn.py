@@ -248,6 +248,20 @@ def test_save_model_when_it_need_not_be_fitted(model: Any) -> None:
     assert type(sklearn.load_model("m")) is type(model)
 
 
+def test_save_model_when_a_class_is_of_a_module_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_pipeline(StandardScaler().fit(X), Rounding())
+    saved = sklearn.save_model("m", model, signatures={})
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"The model {saved.tag} has classes or functions of tests, and loads only where that can be imported: save it "
+        "with external_modules=[tests], which takes the code along."
+    )
+    caplog.clear()
+    sklearn.save_model("m", model, signatures={}, external_modules=[sys.modules[__name__]])
+    sklearn.save_model("m", SVC().fit(X, Y))
+    assert caplog.text == ""
+
+
 def test_save_model_when_it_has_not_the_usual_method() -> None:
     with pytest.raises(
         InvalidArgument, match=r"This StandardScaler has no 'predict', .* \(it has .*transform.*\), or give"

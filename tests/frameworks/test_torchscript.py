@@ -68,6 +68,16 @@ def test_save_model_when_there_is_a_sample() -> None:
     assert signature.outputs == (TensorSpec("float32", (-1, 3), "output_0"),)
 
 
+def test_save_model_when_it_is_frozen() -> None:
+    frozen = compiled(lambda net: torch.jit.freeze(torch.jit.script(net.eval())))
+    model = torchscript.save_model("frozen", frozen, signatures=BATCHABLE, sample=ROWS)
+    assert model.info.signatures["__call__"].typed
+    runner = model.to_runner()
+    runner.init_local(quiet=True)
+    assert np.allclose(runner.run(ROWS.astype("float32")), wanted(ROWS))
+    runner.destroy()
+
+
 def test_save_model_when_it_is_not_compiled() -> None:
     with pytest.raises(InvalidArgument, match=r"made of a Net; adapter\.pytorch saves the module itself"):
         torchscript.save_model("wrong", Net())

@@ -103,6 +103,7 @@ def test_save_model_when_each_call_has_keyword_arguments(keywords: dict[str, Any
         ({"partial_kwargs": {"explain": {}}}, "names the method 'explain', which is not served; served are predict"),
         ({"partial_kwargs": ["predict"]}, r"partial_kwargs is a mapping such as .*, not \['predict'\]"),
         ({"device": "cuda"}, "save_model has no option 'device'"),
+        ({"sample": xgboost.DMatrix(X)}, "an array or a data frame, and not a DMatrix"),
         ({"signatures": {"explain": {}}}, "the method 'explain', which this Booster does not have"),
     ],
 )

@@ -88,6 +88,41 @@ def test_saved_model_is_tried_with_its_sample(engine: Engine, tmp_path: Path) ->
     assert (served(record), served(record["history"][0])) == ({name: 1}, {name: 2})
 
 
+HAND = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([], pb_utils.TritonError("one")) for request in requests]
+"""
+HAND_CONFIG = """
+name: "hand" backend: "python" max_batch_size: 0
+input { name: "x" data_type: TYPE_UINT8 dims: 1 }
+output { name: "y" data_type: TYPE_UINT8 dims: 1 }
+instance_group { kind: KIND_CPU count: 1 }
+"""
+
+
+def test_copy_that_does_not_load_is_put_back(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "hand" / "1").mkdir(parents=True)
+    (tmp_path / "hand" / "config.pbtxt").write_text(HAND_CONFIG)
+    service = Service("mixed", runners=[adapter.triton.Runner("hand", str(tmp_path))])
+    address = parse(engine.url, headers=dict(engine.metadata))
+
+    def deployed(code: str) -> list[Row]:
+        (tmp_path / "hand" / "1" / "model.py").write_text(code)
+        planned = plan(service, folder=tmp_path, machine=MACHINE)
+        return deploy(service, planned, engine.repository, lambda runner: address, tell=print)
+
+    (row,) = deployed(HAND)
+    assert (row.entry, row.before, row.version, row.check) == ("hand", None, 1, "ready, has no sample")
+    with pytest.raises(DeploymentError, match=r"says: ValueError: no model\. Version 1 goes on serving\."):
+        deployed("raise ValueError('no model')")
+    assert (engine.repository / "hand" / "1" / "model.py").read_text() == HAND
+    assert engine.control.versions()["hand"] == {1: "READY"}
+    with pytest.raises(DeploymentError, match="hand is a copy of an entry that exists already"):
+        rollback("mixed", engine.repository, lambda runner: address, tell=print, entry="hand")
+
+
 # ---- without a Triton -----------------------------------------------------------------------------------------------
 
 

@@ -6,10 +6,10 @@ Tensors are named INPUT__0, OUTPUT__0 and so on, which the backend reads as posi
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from adapter.frameworks.torchscript import undeprecated
 from adapter.method import MethodSpec
 from adapter.model import Model
 from adapter.tensor import Array, TensorSpec
@@ -31,7 +31,7 @@ class PyTorch(Exporter):
         if model.info.module not in _MODULES:
             raise CannotConvert(f"LibTorch serves models of {' and '.join(_MODULES)}, not {model.info.module}")
         demand_first_axis(method)
-        content = (model.folder / _SAVED).read_bytes()
+        content = _evaluated((model.folder / _SAVED).read_bytes())
         yield Converted(native_of(method), {_FILE: content}, _runner(content, method))
 
 
@@ -60,12 +60,24 @@ def _tensor(name: str, index: int, spec: TensorSpec, method: MethodSpec) -> Nati
     return NativeTensor(f"{name}__{index}", spec.triton, tensor_dims(method, spec.shape) or (1,), scalar=scalar)
 
 
+def _evaluated(content: bytes) -> bytes:
+    """The file of a module in its eval mode: nobody says whether LibTorch puts one into it."""
+    import torch
+
+    with undeprecated():
+        module: Any = torch.jit.load(io.BytesIO(content), map_location="cpu")
+        if not any(getattr(part, "training", False) for part in module.modules()):
+            return content
+        file = io.BytesIO()
+        torch.jit.save(module.eval(), file)
+    return file.getvalue()
+
+
 def _runner(content: bytes, method: MethodSpec) -> Callable[[Sequence[Array]], Sequence[Array]]:
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of everything in torch.jit, since 2.10
-        module: Any = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+    with undeprecated():
+        module: Any = torch.jit.load(io.BytesIO(content), map_location="cpu")
 
     def run(arrays: Sequence[Array]) -> Sequence[Array]:
         given = [
