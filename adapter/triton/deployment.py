@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -673,7 +673,16 @@ def _prune(repository: Storage, manifest: Manifest, service: str, keep: int) -> 
                 named[name].add(version)
     for name, entry in manifest.services[service]["entries"].items():
         if not entry.get("copied"):
-            others = [version for version in versions_of(repository, name) if version not in named[name]]
-            spare = max(0, keep + 1 - len(named[name]))
-            for version in others[: len(others) - spare]:
+            for version in outdated(versions_of(repository, name), named[name], keep):
                 repository.remove(f"{name}/{version}")
+
+
+def outdated(versions: Sequence[int], named: Collection[int], keep: int) -> list[int]:
+    """The versions of an entry, oldest first, that are more than those that are `named`, and `keep` beside one of them.
+
+    >>> outdated([1, 2, 3, 4], {4}, keep=2)
+    [1]
+    """
+    others = [version for version in versions if version not in named]
+    kept = max(0, keep + 1 - len(named))
+    return others[: max(0, len(others) - kept)]

@@ -24,7 +24,7 @@ from adapter.services import Service
 from adapter.triton import deployment
 from adapter.triton.address import Address, Tls, parse
 from adapter.triton.admin import Control
-from adapter.triton.deployment import Row, deploy, rollback
+from adapter.triton.deployment import Row, deploy, outdated, rollback
 from adapter.triton.engine import Engine
 from adapter.triton.export import plan, versions_of, write
 from adapter.triton.installation import Installation
@@ -187,6 +187,24 @@ def test_version_that_was_removed_cannot_be_gone_back_to(repository: Path) -> No
     Folder(repository).remove("deployable.__call__/2")
     with pytest.raises(DeploymentError, match=r"has no version 2 of deployable\.__call__ any more; it has: 1, 3\."):
         rollback("s", repository, nowhere, tell=print)
+
+
+@pytest.mark.parametrize(
+    ("named", "keep", "expected"),
+    [
+        ({5}, 0, [1, 2, 3, 4]),
+        ({5}, 2, [1, 2]),
+        ({5, 4, 3}, 2, [1, 2]),
+        ({2}, 1, [1, 3, 4]),
+        ({5}, 4, []),
+        ({5}, 9, []),
+        ({5, 4}, 5, []),
+    ],
+)
+def test_versions_that_are_named_stay_and_as_many_more_as_are_kept(
+    named: set[int], keep: int, expected: list[int]
+) -> None:
+    assert outdated([1, 2, 3, 4, 5], named, keep) == expected
 
 
 def test_deployment_to_a_triton_that_is_away_changes_nothing(repository: Path, tmp_path: Path) -> None:
