@@ -25,7 +25,7 @@ _NAN_ROWS = 32
 _NAN_COLUMNS = 64  # tried one by one where a model refuses NaN in all of them
 _MIXED = 32
 _BETWEEN = 64
-_BEYOND = 64
+_BEYOND = 128
 _AT_THRESHOLDS = 128
 _FINEST = 1e-5
 _SAMPLED = 128  # of rows that are large; of others the whole sample
@@ -248,7 +248,7 @@ def _plain(
 
 def _beyond(plain: Sequence[Array], scope: Sequence[Scope], random: np.random.Generator) -> Iterator[list[Array]]:
     """Rows that both may refuse: with zeros, which some models take for missing; of whole numbers, where neighbours are
-    equally near; at the thresholds of trees; and as far beyond the others as these are from each other."""
+    equally near; at the thresholds of trees; and beyond the others as far as these are apart, and ten times as far."""
     few = [a[random.integers(0, len(a), _BEYOND)] for a in plain]
     zeroed = [np.where(random.random(a.shape) < 0.3, np.zeros((), a.dtype), a) for a in few]
     for a in zeroed:
@@ -261,7 +261,8 @@ def _beyond(plain: Sequence[Array], scope: Sequence[Scope], random: np.random.Ge
     for a in plain:
         low, high = _edges(a)
         span = np.where(high > low, high - low, np.maximum(1.0, np.abs(low)))
-        rows = low - span + random.random((_BEYOND, *a.shape[1:])) * (high - low + 2 * span)
+        far = span * np.where(np.arange(_BEYOND) % 2, 1.0, 10.0).reshape(-1, *(1 for _ in a.shape[1:]))
+        rows = low - far + random.random((_BEYOND, *a.shape[1:])) * (high - low + 2 * far)
         wide.append(a[:_BEYOND] if a.dtype.kind == "b" else _of_type(rows, a.dtype))
     if all(len(a) == _BEYOND for a in wide):
         yield wide
