@@ -29,7 +29,7 @@ from adapter.triton.stub_metrics import StubMetrics
 from adapter.triton.worker_process import WorkerError, WorkerProcess
 
 _LONG_S = 0.01
-_NONE = len("{}")
+_NO_PARAMETERS = ("", "{}")
 
 
 class TritonPythonModel:
@@ -170,7 +170,7 @@ class _Sender:
 
 def _parameters(request: Any) -> dict[str, Any]:
     text = request.parameters()
-    found: dict[str, Any] = json.loads(text) if len(text) > _NONE else {}
+    found: dict[str, Any] = {} if text in _NO_PARAMETERS else json.loads(text)
     return found
 
 

@@ -208,14 +208,23 @@ def test_the_access_log_has_fields(cafe: Served) -> None:
 
 @pytest.mark.parametrize("path", ["/order", "/order_slowly"])
 def test_one_trace_goes_from_http_to_triton(cafe: Served, spans: tuple[str, list[Span]], path: str) -> None:
-    trace = TRACE[:-1] + str(len(path) % 10)
-    assert cafe.post(path, content="tea", headers={"traceparent": f"00-{trace}-{CALLER}-01"}).status_code == 200
-    names = (f"POST {path}", "barista.brew", "ModelInfer cafe.barista", "InferRequest")
-    top, middle, last, triton = (_span(spans[1], trace, name) for name in names)
-    assert top.parent == CALLER
-    assert middle.parent == top.identity
-    assert last.parent == middle.identity
-    assert triton.parent == last.identity
+    missing: AssertionError | None = None
+    for attempt in range(3):  # Triton was seen to send no span of a request, once
+        trace = f"{TRACE[:-2]}{attempt}{len(path) % 10}"
+        assert cafe.post(path, content="tea", headers={"traceparent": f"00-{trace}-{CALLER}-01"}).status_code == 200
+        names = (f"POST {path}", "barista.brew", "ModelInfer cafe.barista")
+        top, middle, last = (_span(spans[1], trace, name) for name in names)
+        assert top.parent == CALLER
+        assert middle.parent == top.identity
+        assert last.parent == middle.identity
+        try:
+            triton = _span(spans[1], trace, "InferRequest")
+        except AssertionError as error:
+            missing = error
+            continue
+        assert triton.parent == last.identity
+        return
+    raise AssertionError("Triton sent no span for any of three requests") from missing
 
 
 def test_health_is_not_traced(cafe: Served, spans: tuple[str, list[Span]]) -> None:
