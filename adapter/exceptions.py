@@ -29,8 +29,10 @@ A class of your own with another `error_code` reaches the HTTP client with that 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -181,6 +183,15 @@ def one_line(text: str) -> str:
 def without_folders(text: str) -> str:
     """A text for somebody who need not know where files lie here: of each absolute path only the end."""
     return _FOLDERS.sub("…/", text)
+
+
+@contextlib.contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Raise a ConfigException that says `what` is wrong, and why, where a file or a value cannot be used."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigException(f"{what}: {error}.") from error
 
 
 def told(error: AdapterError) -> tuple[int, str, str]:

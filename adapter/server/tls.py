@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ssl
-from collections.abc import Iterator
 from typing import Any
 
-from adapter.exceptions import ConfigException
+from adapter.exceptions import blaming
 from adapter.settings import SSL
 
 
@@ -32,28 +30,20 @@ def check(settings: SSL) -> None:
         return
     files = {"certfile": settings.certfile, "keyfile": settings.keyfile, "ca_certs": settings.ca_certs}
     for name, file in files.items():
-        with _blaming(f"api_server.ssl.{name} is {str(file)!r}, which cannot be read"):
+        with blaming(f"api_server.ssl.{name} is {str(file)!r}, which cannot be read"):
             if file is not None:
                 file.read_bytes()
     context = ssl.SSLContext(settings.version)
     key = f"the key in {str(settings.keyfile or settings.certfile)!r}"
     password = f"with{'' if settings.keyfile_password else 'out'} a password"
-    with _blaming(f"The certificate in {str(settings.certfile)!r} and {key}, {password}, cannot be used"):
+    with blaming(f"The certificate in {str(settings.certfile)!r} and {key}, {password}, cannot be used"):
         context.load_cert_chain(settings.certfile, settings.keyfile, _password(settings))
-    with _blaming(f"api_server.ssl.ciphers is {settings.ciphers!r}, of which OpenSSL knows none"):
+    with blaming(f"api_server.ssl.ciphers is {settings.ciphers!r}, of which OpenSSL knows none"):
         if settings.ciphers is not None:
             context.set_ciphers(settings.ciphers)
-    with _blaming(f"api_server.ssl.ca_certs is {str(settings.ca_certs)!r}, which holds no certificate"):
+    with blaming(f"api_server.ssl.ca_certs is {str(settings.ca_certs)!r}, which holds no certificate"):
         if settings.ca_certs is not None:
             context.load_verify_locations(settings.ca_certs)
-
-
-@contextlib.contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigException(f"{what}: {error}.") from error
 
 
 def _password(settings: SSL) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapter.exceptions import ConfigException
+from adapter.exceptions import ConfigException, blaming
 from adapter.kinds import PATH, STRING, Kind, WrongKind, optional
 
 PLAIN, SECURE, EVERY = "grpc://", "grpcs://", "dns:///"
@@ -105,14 +104,14 @@ class Address:
             return None
         tls = self.tls
         for name, file in (("ca", tls.ca), ("certificate", tls.certificate), ("key", tls.key)):
-            with _blaming(f"triton.tls.{name} is {str(file)!r}, which cannot be read"):
+            with blaming(f"triton.tls.{name} is {str(file)!r}, which cannot be read"):
                 if file is not None:
                     file.read_bytes()
-        with _blaming(f"triton.tls.ca is {str(tls.ca)!r}, which holds no certificate"):
+        with blaming(f"triton.tls.ca is {str(tls.ca)!r}, which holds no certificate"):
             context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate is not None:
             place = f"{str(tls.certificate)!r} and the key in {str(tls.key or tls.certificate)!r}"
-            with _blaming(f"The certificate in {place}, without a password, cannot be shown to Triton"):
+            with blaming(f"The certificate in {place}, without a password, cannot be shown to Triton"):
                 # OpenSSL asks the terminal for a password where there is none; a text that no key has is an error
                 context.load_cert_chain(tls.certificate, tls.key, "\0")
         context.set_alpn_protocols(["h2"])
@@ -166,14 +165,6 @@ def _target(part: str, whole: str) -> Target:
 
 def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-@contextlib.contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigException(f"{what}: {error}.") from error
 
 
 # ---- as settings ----------------------------------------------------------------------------------------------------

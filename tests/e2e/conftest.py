@@ -176,6 +176,13 @@ def _command(pid: int) -> str:
     return ""
 
 
+def wait_until(true: Callable[[], object], seconds: float = 60, pause: float = 0.02) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come about in time"
+        time.sleep(pause)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

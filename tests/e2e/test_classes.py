@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -20,7 +19,7 @@ import pytest
 
 from adapter.client import SyncHTTPClient
 from adapter.exceptions import ServiceUnavailable
-from tests.e2e.conftest import Serve, Served
+from tests.e2e.conftest import Serve, Served, wait_until
 
 SERVICES = Path(__file__).parent / "services"
 Run = Callable[..., CompletedProcess[str]]
@@ -29,13 +28,6 @@ Run = Callable[..., CompletedProcess[str]]
 def printed(served: Served) -> list[str]:
     """What the service itself printed: no line of a log."""
     return [line for line in served.lines if not re.match(r"\d{4}-\d\d-\d\dT", line)]
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 # ---- hooks ----------------------------------------------------------------------------------------------------------

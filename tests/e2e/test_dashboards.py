@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from adapter.triton.stubs import stubs_of
-from tests.e2e.conftest import ROOT, Serve
+from tests.e2e.conftest import ROOT, Serve, wait_until
 from tests.e2e.load import load
 
 SERVICES = Path(__file__).parent / "services"
@@ -72,17 +72,10 @@ def exported(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Series:
     stub = next(stub for stub in stubs_of(server) if stub.entry.endswith("calm"))
     os.kill(stub.pid, signal.SIGKILL)
     os.kill(served.children("adapter.server.front")[0], signal.SIGKILL)
-    wait_until(has("adapter_stub_restarts_total", "adapter_front_restarts_total"), 30)
+    wait_until(has("adapter_stub_restarts_total", "adapter_front_restarts_total"), 30, pause=0.2)
     os.kill(server, signal.SIGKILL)
-    wait_until(has("adapter_engine_restarts_total"), 30)
+    wait_until(has("adapter_engine_restarts_total"), 30, pause=0.2)
     return found
-
-
-def wait_until(whether: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not whether():
-        assert time.monotonic() < until
-        time.sleep(0.2)
 
 
 # ---- what is asked for ----------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from adapter.triton.engine import Engine, Ports
 from adapter.triton.export import plan, write
 from adapter.triton.installation import Installation
 from adapter.triton.manifest import Manifest, served
-from tests.e2e.conftest import ADAPTER, Serve, Served
+from tests.e2e.conftest import ADAPTER, Serve, Served, wait_until
 from tests.e2e.load import Load, load
 from tests.triton.project import MACHINE
 
@@ -339,10 +339,3 @@ def test_fronts_of_old_and_new_code_share_one_triton(place: Place, front: Served
         with unbroken(serve(TARGET, *given, working_dir=place.folder)) as new:
             time.sleep(0.3)
     assert (words(old), words(new)) == ([word], ["other"])
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.02)

@@ -18,7 +18,7 @@ import pytest
 
 from adapter.triton.stub_memory import SHM_FOLDER
 from adapter.triton.stubs import Stub, mapped_regions, stubs_of
-from tests.e2e.conftest import Serve, Served, alive
+from tests.e2e.conftest import Serve, Served, alive, wait_until
 from tests.e2e.load import load
 
 SERVICES = Path(__file__).parent / "services"
@@ -66,13 +66,6 @@ def in_order_again(request: pytest.FixtureRequest) -> None:
 
 def wait_ready(served: Served, seconds: float = 20) -> None:
     wait_until(lambda: served.get("/readyz").status_code == 200, seconds)
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def server_of(served: Served) -> int:

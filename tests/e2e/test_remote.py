@@ -27,7 +27,7 @@ from adapter.triton.installation import Installation
 from adapter.triton.plain_paths import PlainPaths
 from adapter.triton.stub_memory import SHM_FOLDER
 from adapter.triton.stubs import stubs_of
-from tests.e2e.conftest import ADAPTER, Serve, Served
+from tests.e2e.conftest import ADAPTER, Serve, Served, wait_until
 from tests.e2e.load import load
 
 SERVICES = Path(__file__).parent / "services"
@@ -109,13 +109,6 @@ def front(serve: Serve, twins: Twins, repository: Path) -> Served:
 
 def answered_by(served: Served, path: str = "/one", calls: int = 20) -> set[str]:
     return {served.post(path, content="x").raise_for_status().text.rpartition(" ")[2] for _ in range(calls)}
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def page(served: Served, name: str) -> dict[str, float]:
