@@ -167,12 +167,14 @@ class Http:
 class ApiServer:
     """`workers` None is one for each CPU; `threads` are those of one worker, on which plain API functions run.
 
+    With `affinity` "auto" a worker keeps its threads on one CPU while they take turns, see `adapter.server.affinity`.
     Where there are `tokens`, or a `tokens_file`, every request but those for health needs one of them.
     """
 
     workers: int | None = _is(optional(whole(1), "one for each CPU"), None)
     backlog: int = _is(whole(1), DEFAULT_BACKLOG)
     threads: int = _is(whole(1, 10_000), DEFAULT_THREADS)
+    affinity: Literal["auto", "none"] = _is(choice("auto", "none"), "auto")
     tokens: tuple[str, ...] | None = field(default=None, repr=False, metadata={"kind": optional(TOKENS, "none")})
     tokens_file: Path | None = field(default=None, metadata=_A_PATH)
     traffic: Traffic = Traffic()

@@ -25,6 +25,7 @@ from adapter.context import Context
 from adapter.exceptions import AdapterError
 from adapter.runner import LocalTransport, Runner, RunnerSpec
 from adapter.server import swagger
+from adapter.server.affinity import Affinity
 from adapter.server.edge import ENDPOINT, Edge, Log
 from adapter.server.elsewhere import Elsewhere
 from adapter.server.endpoint import Endpoint, error_response
@@ -216,6 +217,7 @@ def create_app(
         return await runners.not_ready() or await life.not_ready()
 
     threads = Threads(server.threads)
+    affinity = Affinity(threads)
     health = Health(threads, not_ready)
 
     jobs = {name: api for name, api in life.apis.items() if api.task}
@@ -234,6 +236,9 @@ def create_app(
             if reason := await runners.not_ready():
                 logger.warning("%s", reason)
             stack.callback(threads.stop)
+            if server.affinity == "auto" and not all(api.is_async for api in life.apis.values()):
+                stack.callback(affinity.stop)
+                affinity.start()
             context = Context(state)
             stack.push_async_callback(life.stop, context)
             await life.start(context)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import contextvars
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from adapter.exceptions import ServiceUnavailable
 from adapter.mailbox import Mailbox
+
+_LONG_S = 0.005  # of a CPU
 
 
 class _Job:
@@ -66,6 +70,9 @@ class Threads:
         self._started = 0
         self._unfinished = 0
         self._held = 0
+        self._calls = 0
+        self._long: collections.deque[float] = collections.deque()
+        self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -86,7 +93,11 @@ class Threads:
         self._unfinished += 1
         if self._unfinished > self._started < self.count:
             self._started += 1
-            threading.Thread(target=_work, args=(self._jobs,), name=f"api-{self._started}", daemon=True).start()
+            name = f"api-{self._started}"
+            thread = threading.Thread(target=_work, args=(self._jobs, self._long), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._calls += 1
         self._jobs.put(job)
         try:
             return await job.future
@@ -114,14 +125,25 @@ class Threads:
         else:
             job.future.set_exception(job.error)
 
+    def done(self) -> tuple[int, float]:
+        """Since this was last asked: how many calls began, and how many seconds of a CPU those took that took long."""
+        calls, self._calls = self._calls, 0
+        return calls, sum(self._long.popleft() for _ in range(len(self._long)))
+
+    def native_ids(self) -> list[int]:
+        """The threads as the kernel numbers them."""
+        return [thread.native_id for thread in self._threads if thread.native_id is not None]
+
     def stop(self) -> None:
         """Let idle threads end; a function that still runs is not waited for."""
         for _ in range(self._started):
             self._jobs.put(None)
         self._started = 0
+        self._threads.clear()
 
 
-def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
+def _work(jobs: queue.SimpleQueue[_Job | None], long: collections.deque[float]) -> None:
+    spent = time.thread_time()
     while True:
         job = jobs.get()
         if job is None:
@@ -132,6 +154,9 @@ def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
                 job.result = job.context.run(job.function, *job.arguments, **job.keywords)
             except BaseException as error:  # noqa: BLE001  # the edge to user code, which may raise SystemExit
                 job.error = error
+            before, spent = spent, time.thread_time()
+            if spent - before > _LONG_S:
+                long.append(spent - before)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             job.done.put(job)
         del job  # its arguments and result are not kept until the next one comes
