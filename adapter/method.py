@@ -94,7 +94,10 @@ class MethodSpec:
         """
         direct = self._direct
         if direct is not None and not kwargs and len(args) == len(direct) and _all_arrays(args):
-            arrays = [spec.cast(value) for spec, value in zip(direct, args, strict=True)]
+            if len(direct) == 1:  # as nearly always
+                arrays = [direct[0].cast(args[0])]
+            else:
+                arrays = [spec.cast(value) for spec, value in zip(direct, args, strict=True)]
             self._check_sizes(arrays)
             return arrays, ""
         named = self._named(args, kwargs)
@@ -124,6 +127,11 @@ class MethodSpec:
         ):
             return None
         return self.inputs if all(len(spec.shape) > int(batchable) for spec in self.inputs) else None
+
+    @cached_property
+    def _scalar_result(self) -> bool:
+        """Whether the result is one array with nothing but a batch axis, such as the labels of a classifier."""
+        return self.signature.batchable and [len(spec.shape) for spec in self.outputs] == [1]
 
     def _check_sizes(self, arrays: Sequence[Array]) -> None:
         if not self.signature.batchable or (len(arrays) == 1 and arrays[0].shape[0]):
@@ -173,6 +181,8 @@ class MethodSpec:
 
     def unpack_result(self, arrays: Sequence[Array]) -> Any:
         """What a typed method returned: one array, or a tuple where it has several outputs."""
+        if self._scalar_result:
+            return arrays[0].reshape(arrays[0].shape[:-1])
         axis, outputs = self.signature.batch_dim[1], self.outputs
         if len(outputs) == 1:
             return self._unwire(arrays[0], axis, outputs[0])

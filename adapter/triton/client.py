@@ -482,6 +482,7 @@ class Route(abc.ABC):
         self._client = client
         self._tracer = tracer
         self._batchable = entry.batched and method.signature.batchable
+        self._most = entry.max_batch_size
         self._limit_s = method.batching.max_latency_ms / 1000 if method.signature.batchable else None
         self.lane = Lane(
             entry.name,
@@ -549,19 +550,22 @@ class _TypedRoute(Route):
 
     def _pieces(self, arrays: Sequence[Array], extra: str) -> Iterable[Call]:
         if not self._batchable:
-            return [self._piece(arrays, extra)]
-        rows, most = arrays[0].shape[0], self.entry.max_batch_size
+            return (self._piece(arrays, extra, 1),)
+        rows, most = arrays[0].shape[0], self._most
         if rows <= most:
-            return [self._piece(arrays, extra)]
+            return (self._piece(arrays, extra, rows),)
         # Triton never splits a request
-        return (self._piece([a[start : start + most] for a in arrays], extra) for start in range(0, rows, most))
+        starts = range(0, rows, most)
+        return (self._piece([a[n : n + most] for a in arrays], extra, min(most, rows - n)) for n in starts)
 
-    def _piece(self, arrays: Sequence[Array], extra: str) -> Call:
+    def _piece(self, arrays: Sequence[Array], extra: str, items: int) -> Call:
         # bytes at once, and not when the request is made: the caller may change an array in the meantime
-        data = [array.tobytes() for array in arrays]
-        first = 1 if self._batchable else 0
-        key = (extra, tuple([array.shape[first:] for array in arrays]))
-        return self._call(key, data, arrays[0].shape[0] if first else 1, sum(map(len, data)))
+        data, shapes, weight = [], [], 0
+        for array in arrays:
+            data.append(content := array.tobytes())
+            weight += len(content)
+            shapes.append(array.shape[1:] if self._batchable else array.shape)
+        return self._call((extra, tuple(shapes)), data, items, weight)
 
     async def _send(self, calls: Sequence[Call], limit_s: float) -> Sequence[Any]:
         request = self._request(calls)
@@ -626,7 +630,7 @@ class _BlobRoute(Route):
             with contextlib.suppress(InvalidArgument):  # the method says itself what is wrong with it
                 size = batch_size(MethodCall(self.method, tuple(args), kwargs))
         blob = payload.encode((tuple(args), dict(kwargs)))
-        return [self._call(None, blob, size or 1, len(blob), alone=size is None)]
+        return (self._call(None, blob, size or 1, len(blob), alone=size is None),)
 
     async def _send(self, calls: Sequence[Call], limit_s: float) -> Sequence[Any]:
         request = self._request(calls)
