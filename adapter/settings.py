@@ -217,10 +217,14 @@ class Batching(MethodBatching):
 
 @dataclass(frozen=True)
 class RunnerSettings:
-    """What is set of a runner; None is left to what is weaker."""
+    """What is set of a runner; None is left to what is weaker.
+
+    `isolated` False: its code runs in Triton's own process for an instance, and not in one beside it.
+    """
 
     resources: RunnerResources = RunnerResources()
     workers_per_resource: float | None = _is(optional(PER_RESOURCE), None)
+    isolated: bool | None = _is(optional(BOOL), None)
     traffic: RunnerTraffic = RunnerTraffic()
     batching: Batching = Batching()
     runnable_method_configs: Mapping[str, MethodBatching] = field(

@@ -34,6 +34,7 @@ from adapter.settings import (
 RUNNER_DEFAULTS = RunnerSettings(
     resources=RunnerResources(cpu=SYSTEM),
     workers_per_resource=1.0,
+    isolated=True,
     traffic=RunnerTraffic(timeout=DEFAULT_CALL_TIMEOUT_S),
     batching=Batching(DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_LATENCY_MS, DEFAULT_MAX_WAIT_MS, enabled=True),
 )
@@ -44,6 +45,7 @@ KEYS: Mapping[str, Keys] = {
     "nvidia_gpu": ("resources", "nvidia.com/gpu"),
     "custom_resources": ("resources", "custom"),
     "workers_per_resource": ("workers_per_resource",),
+    "isolated": ("isolated",),
     "timeout": ("traffic", "timeout"),
     "batching": ("batching", "enabled"),
     "max_batch_size": ("batching", "max_batch_size"),
@@ -128,6 +130,7 @@ def chosen(spec: RunnerSpec, settings: Runners) -> Mapping[tuple[str, str], Chos
         ("", "nvidia_gpu"): asked.nvidia_gpu,
         ("", "custom_resources"): asked.custom,
         ("", "workers_per_resource"): spec.workers_per_resource,
+        ("", "isolated"): spec.isolated,
         ("", "timeout"): spec.call_timeout_s,
         ("", "batching"): True,
         **{(m.name, limit): value for m in spec.methods.values() for limit, value in vars(m.batching).items()},
@@ -158,13 +161,20 @@ def with_settings(spec: RunnerSpec, settings: Runners) -> RunnerSpec:
                 f"{_without('it', list(spec.methods))}."
             )
     _warn(spec, strong)
-    found = {key: choice.value for key, choice in chosen(spec, settings).items()}
+    choices = chosen(spec, settings)
+    found = {key: choice.value for key, choice in choices.items()}
+    if not found["", "isolated"] and choices["", "timeout"].layer is Layer.RUNNER and not spec.embedded:
+        raise ConfigException(
+            f"The settings of the runner {spec.name!r} do not go together: nobody can end its calls after a "
+            f"traffic.timeout ({found['', 'timeout']:g} s), since it is not isolated: leave out one of the two."
+        )
     try:
         return replace(
             spec,
             methods={name: _method(method, found) for name, method in spec.methods.items()},
             resources=Resources(found["", "cpu"], found["", "nvidia_gpu"], found["", "custom_resources"]),
             workers_per_resource=found["", "workers_per_resource"],
+            isolated=found["", "isolated"],
             call_timeout_s=found["", "timeout"],
         )
     except InvalidArgument as error:

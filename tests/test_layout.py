@@ -51,7 +51,7 @@ LEVELS = [
 TRAVELLING = {
     *("triton.backend", "triton.instance", "triton.worker_process", "triton.dlpack", "triton.channel", "triton.spec"),
     *("triton.streams", "triton.stream_worker"),
-    *("triton.worker", "triton.worker_log", "triton.stub_metrics", "triton.stub_memory"),
+    *("triton.in_stub", "triton.worker", "triton.worker_log", "triton.stub_metrics", "triton.stub_memory"),
     "triton.trial",
 }
 
@@ -128,6 +128,7 @@ INSIDE = {
     ("method", "pandas"),
     ("io.parquet", "pyarrow"),
     ("triton.storage", "fsspec"),
+    ("triton.backend", "adapter.triton.in_stub"),
 }
 # what a Service offers of the levels above it, made by them when it is asked for
 UPWARD = {

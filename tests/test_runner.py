@@ -197,6 +197,8 @@ def test_limits_are_taken_in_every_spelling(options: Any, expected: BatchingConf
         ({"runnable_init_params": ["a"]}, r"runnable_init_params is a mapping .* Worker\.__init__ .* not \['a'\]"),
         ({"embedded": "false"}, "embedded is True or False, not 'false'"),
         ({"retry_failed_batch": 0}, "retry_failed_batch is True or False, not 0"),
+        ({"isolated": "no"}, "isolated is True or False, not 'no'"),
+        ({"isolated": False, "embedded": True}, "in the front, isolated=False in Triton's process: leave one"),
         ({"max_batch_size": 1 << 31}, "max_batch_size is 2147483648, but can only be a whole number from 1 on"),
         ({"max_latency_ms": 1e300}, "max_latency_ms is 1e[+]300"),
         ({"name": "no name"}, "runner name"),
@@ -205,6 +207,17 @@ def test_limits_are_taken_in_every_spelling(options: Any, expected: BatchingConf
 def test_option_that_cannot_be_used_is_refused(options: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         Runner(Worker, **options)
+
+
+def test_generator_that_would_run_in_the_stub_is_refused() -> None:
+    class Talking(Runnable):
+        @Runnable.method
+        def tokens(self, n: int) -> Iterator[int]:
+            yield n
+
+    with pytest.raises(InvalidArgument, match=r"'talking' has isolated=False, but tokens\(\) is a generator.*: leave"):
+        Runner(Talking, isolated=False)
+    assert Runner(Talking).spec.isolated
 
 
 def test_runner_is_named_after_its_class_unless_it_has_a_name() -> None:

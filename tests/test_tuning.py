@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,47 @@ def test_batching_that_is_disabled_makes_methods_that_are_not_batchable(tmp_path
 def test_timeout_of_a_batch_is_set(tmp_path: Path) -> None:
     spec = adapter.Runner(Two, name="r").spec
     assert with_settings(spec, settings(tmp_path, "runners: {traffic: {timeout: 5}}")).call_timeout_s == 5.0
+
+
+# weakest first: the file on all runners, code, the file on `r`, the environment
+ISOLATED: list[tuple[str, Mapping[str, Any], str, bool]] = [
+    ("", {}, "", True),
+    ("isolated: false", {}, "", False),
+    ("isolated: false", {"isolated": True}, "", True),
+    ("isolated: true", {"isolated": False}, "", False),
+    ("r: {isolated: true}", {"isolated": False}, "", True),
+    ("r: {isolated: true}", {}, "runners.r.isolated=false", False),
+    ("traffic: {timeout: 5}", {"isolated": False}, "", False),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "options", "expected"), ISOLATED)
+def test_process_of_its_own_comes_from_the_strongest_layer(
+    text: str, code: Mapping[str, Any], options: str, expected: bool, tmp_path: Path
+) -> None:
+    found = settings(tmp_path, f"runners: {{{text}}}", options)
+    assert with_settings(adapter.Runner(Two, name="r", **code).spec, found).isolated is expected
+
+
+def test_limit_on_the_calls_of_a_runner_in_the_stub_is_refused(tmp_path: Path) -> None:
+    message = r"runner 'r' do not go together: nobody can end its calls after a traffic\.timeout \(5 s\), since"
+    for code, text in (({}, "isolated: false, "), ({"isolated": False}, "")):
+        spec = adapter.Runner(Two, name="r", **code).spec  # type: ignore[arg-type]  # a mapping of any values
+        with pytest.raises(ConfigException, match=message):
+            with_settings(spec, settings(tmp_path, f"runners: {{r: {{{text}traffic: {{timeout: 5}}}}}}"))
+
+
+def test_generator_is_not_moved_into_the_stub_by_a_setting(tmp_path: Path) -> None:
+    class Talking(adapter.Runnable):
+        @adapter.Runnable.method
+        def tokens(self, n: int) -> Iterator[int]:
+            yield n
+
+    found = settings(tmp_path, "runners: {isolated: false}")
+    with pytest.raises(ConfigException, match=r"'talking' do not go together: .* tokens\(\) is a generator"):
+        with_settings(adapter.Runner(Talking).spec, found)
+    with_settings(adapter.Runner(Talking, isolated=True).spec, found)
+    with_settings(adapter.Runner(Talking, embedded=True).spec, found)
 
 
 def test_wait_for_a_full_batch_is_set_for_all_for_one_and_for_a_method(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The model that Triton's python stub loads: it hands batches to a worker process and keeps that process alive.
 
-No user code runs here. A dead stub is never restarted by Triton 2.51, and one request that it failed pins its model in
-memory for ever; a dead worker costs the batch it was running, and is replaced at once.
+No user code runs here, and nothing but the standard library is imported, unless the entry is not isolated. A dead stub
+is never restarted by Triton 2.51, and one request that it failed pins its model in memory for ever; a dead worker costs
+the batch it was running, and is replaced at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists in Triton's stub only
 
@@ -27,6 +28,9 @@ from adapter.triton.streams import Streams
 from adapter.triton.stub_memory import StubMemory, shared_file
 from adapter.triton.stub_metrics import StubMetrics
 from adapter.triton.worker_process import WorkerError, WorkerProcess
+
+if TYPE_CHECKING:
+    from adapter.triton.in_stub import InStub
 
 _LONG_S = 0.01
 _NO_PARAMETERS = ("", "{}")
@@ -45,14 +49,22 @@ class TritonPythonModel:
         instance = f"{args['model_instance_name']}/{args['model_version']}"
         self._metrics = StubMetrics(pb_utils, self._spec.entry, instance)
         own, alone = environment_of(args, config, self._spec, os.environ), _instances(config) == 1
-        self._memory = StubMemory(shared_file())
-        self._worker = WorkerProcess(folder, self._spec, own, self._metrics, self._memory.fd, alone=alone)
+        self._here: InStub | None = None
+        self._streams: Streams | None = None
         try:
-            self._worker.start()
+            if self._spec.isolated:
+                self._memory = StubMemory(shared_file())
+                self._worker = WorkerProcess(folder, self._spec, own, self._metrics, self._memory.fd, alone=alone)
+                self._worker.start()
+                self._streams = Streams(self._worker, self._spec) if self._spec.stream else None
+            else:
+                from adapter.triton.in_stub import InStub  # with numpy, and all that user code needs
+
+                self._here = InStub(folder, self._spec, own, self._metrics)
+                self._here.start()
         except WorkerError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self._busy_s = 0.0  # how long the last batch took
-        self._streams = Streams(self._worker, self._spec) if self._spec.stream else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         if self._streams is not None:
@@ -73,9 +85,11 @@ class TritonPythonModel:
         return self._run(requests)
 
     def _run(self, requests: Sequence[Any]) -> list[Any]:
-        """Have the worker answer some requests."""
+        """Have user code answer some requests."""
         begun = time.monotonic()
         try:
+            if self._here is not None:
+                return [self._handed(reply) for reply in self._here.run([self._read(r) for r in requests])]
             replies, region = self._worker.run(lambda channel: self._write(channel, requests))
             return [self._respond(reply, region) for reply in replies]
         except WorkerError as error:
@@ -92,7 +106,7 @@ class TritonPythonModel:
         return 500, "RemoteException", f"The entry {entry} failed on the request; its log says why."
 
     def finalize(self) -> None:
-        self._worker.close()
+        (self._here or self._worker).close()
         self._metrics.close()
 
     def _write(self, channel: Channel, requests: Sequence[Any]) -> None:
@@ -114,6 +128,23 @@ class TritonPythonModel:
             method, arguments = parameters.get("method", ""), parameters.get("arguments", "")
             header.append([method, arguments, request.request_id(), tensors])
         channel.send(header, aligned(used))
+
+    def _read(self, request: Any) -> list[Any]:
+        """What a request is, and where its tensors lie."""
+        parameters = _parameters(request)
+        tensors = [read_dlpack(pb_utils.get_input_tensor_by_name(request, n).to_dlpack()) for n in self._inputs]
+        return [parameters.get("method", ""), parameters.get("arguments", ""), request.request_id(), tensors]
+
+    def _handed(self, reply: Sequence[Any]) -> Any:
+        """A reply of user code that runs here, whose results go to Triton where they are."""
+        status, *body = reply
+        if status:
+            return _error(status, *body)
+        tensors = [
+            pb_utils.Tensor.from_dlpack(name, write_dlpack(*tensor))
+            for name, tensor in zip(self._outputs, body[0], strict=True)
+        ]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
 
     def _stream(self, streams: Streams, request: Any, sender: _Sender) -> None:
         """Begin a stream, or pass on the leave for more that its reader gives."""

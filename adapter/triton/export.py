@@ -75,6 +75,7 @@ _RUNTIME = (
             "backend",
             "instance",
             "worker_process",
+            "in_stub",
             "stub_memory",
             "streams",
             "stream_worker",
@@ -278,6 +279,7 @@ def entry_spec(entry: Entry, runner: RunnerSpec, *, fingerprint: str, **more: An
         environments=[dict(group.environment) for group in entry.placement.groups],
         retry_failed_batch=runner.retry_failed_batch,
         call_timeout_s=runner.call_timeout_s,
+        isolated=runner.isolated,
         interface=entry.interface,
         **more,
     )

@@ -23,8 +23,9 @@ class EntrySpec:
     `batched` whether Triton sees a batch axis, `models` the saved models that it carries (`folder`, `info`),
     `pickle` the file of a custom Runnable (None for a saved model), `methods` what is served with its limits,
     `environments` what the workers of each instance group have in theirs, `call_timeout_s` the limit on one batch,
-    `warmup` the files with the calls that warm methods up. `native` says how another backend than the python one serves
-    it, and `parity` how closely that answers as the model itself.
+    `isolated` whether user code has a process of its own, `warmup` the files with the calls that warm methods up.
+    `native` says how another backend than the python one serves it, and `parity` how closely that answers as the model
+    itself.
     """
 
     entry: str
@@ -40,6 +41,7 @@ class EntrySpec:
     warmup: Mapping[str, str] = field(default_factory=dict)
     call_timeout_s: float = 900.0
     retry_failed_batch: bool = True
+    isolated: bool = True
     native: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] | None = None
     interface: str = ""

@@ -1,7 +1,8 @@
 """The process that holds user code: it makes the Runnable, and answers the batches that the stub hands over.
 
 `worker_process.py` starts it with a fresh interpreter and starts it again when it dies, so that nothing a user's code
-does can harm Triton's own processes. It ends with its stub.
+does can harm Triton's own processes. It ends with its stub. For an entry that is not isolated, `in_stub.py` does the
+same with what is here in the stub.
 """
 
 from __future__ import annotations
@@ -150,37 +151,21 @@ class _Slot:
         self.outcome = Outcome(error=error)
 
 
-class Worker:
-    """Answers batches: each call of one is decoded, run together with the others, and encoded."""
+class Answering:
+    """Answers batches: each call of one is decoded, run together with the others, and encoded.
 
-    def __init__(
-        self,
-        runnable: Runnable,
-        methods: Mapping[str, MethodSpec],
-        spec: EntrySpec,
-        channel: Channel,
-        regions: Sequence[Region],
-    ) -> None:
-        """Arguments lie in `regions`, results are written into that of `channel`."""
+    A subclass says in `_array` how an argument is read, as an array that is user code's own.
+    """
+
+    def __init__(self, runnable: Runnable, methods: Mapping[str, MethodSpec], spec: EntrySpec) -> None:
         self._methods = methods
         self._spec = spec
-        self._channel = channel
-        self._regions = regions
         self._invoker = Invoker(runnable, retry_failed_batch=spec.retry_failed_batch)
-        self.busy = self.ending = False
 
     def warm_up(self, folder: Path) -> None:
         """Make the calls that the entry has for that; StateException where one fails."""
         for name, file in self._spec.warmup.items():
             warmup.run(self._invoker, self._methods[name], (folder / file).read_bytes())
-
-    def serve(self) -> None:
-        with contextlib.suppress(EOFError, ConnectionError):  # the stub is gone
-            while not self.ending:
-                requests = self._channel.receive()
-                self.busy = True
-                self._send(self.answer(requests))
-                self.busy = False
 
     def answer(self, requests: Sequence[Any]) -> list[list[Any] | AdapterError]:
         """The output arrays of each request (for an entry that is not typed, a blob in parts), or its error."""
@@ -218,12 +203,9 @@ class Worker:
     def _typed_call(self, method: MethodSpec, extra: str, tensors: Sequence[Any]) -> Call:
         return method.unpack([self._array(*tensor) for tensor in tensors], extra)
 
-    def _array(self, dtype: str, shape: Sequence[int], region: int, start: int) -> Array:
-        found, kind = self._regions[region], numpy_dtype(dtype)
-        found.reach(start + math.prod(shape) * kind.itemsize)
-        # a copy: the region is written again while user code may still hold its argument
-        array: Array = np.ndarray(shape, kind, found.memory, start).copy()
-        return array
+    def _array(self, dtype: str, shape: Sequence[int], *place: int) -> Array:
+        """Copy a tensor out of the place where it came."""
+        raise NotImplementedError
 
     def _blob(self, tensors: Sequence[Any]) -> memoryview:
         ((_, shape, _, _),) = tensors
@@ -243,6 +225,40 @@ class Worker:
             return method.pack_result(outcome.value) if self._spec.typed else method.encode_result(outcome.value)
         except BaseException as failed:  # noqa: BLE001  # what the method returned may raise anything when it is read
             return _reported(failed, slot.method or self._spec.entry, slot.identity)
+
+
+class Worker(Answering):
+    """Answers the batches of a channel, until that closes."""
+
+    def __init__(
+        self,
+        runnable: Runnable,
+        methods: Mapping[str, MethodSpec],
+        spec: EntrySpec,
+        channel: Channel,
+        regions: Sequence[Region],
+    ) -> None:
+        """Arguments lie in `regions`, results are written into that of `channel`."""
+        super().__init__(runnable, methods, spec)
+        self._channel = channel
+        self._regions = regions
+        self.busy = self.ending = False
+
+    def serve(self) -> None:
+        with contextlib.suppress(EOFError, ConnectionError):  # the stub is gone
+            while not self.ending:
+                requests = self._channel.receive()
+                self.busy = True
+                self._send(self.answer(requests))
+                self.busy = False
+
+    def _array(self, dtype: str, shape: Sequence[int], *place: int) -> Array:
+        region, start = place
+        found, kind = self._regions[region], numpy_dtype(dtype)
+        found.reach(start + math.prod(shape) * kind.itemsize)
+        # a copy: the region is written again while user code may still hold its argument
+        array: Array = np.ndarray(shape, kind, found.memory, start).copy()
+        return array
 
     def _send(self, replies: Sequence[list[Any] | AdapterError]) -> None:
         used, header = 0, []
@@ -301,16 +317,21 @@ def main(arguments: Sequence[str]) -> None:
             _end_in_order(worker, runnable)
         worker.warm_up(folder)
     except BaseException as error:  # noqa: BLE001  # the edge to user code
-        text = message_of(error) if isinstance(error, AdapterError) else _trace(error)
-        if isinstance(error, FileNotFoundError):
-            missing = Path(str(error.filename))
-            if not missing.is_absolute() or missing.is_relative_to(folder):
-                text += f"\n{_HINT}"
-        channel.send({"error": text})
+        channel.send({"error": why(error, folder)})
         return
     channel.send({"ready": True})
     worker.serve()
     end(runnable)
+
+
+def why(error: BaseException, folder: Path) -> str:
+    """Why the entry in a folder cannot be loaded, for whoever loads it."""
+    text = message_of(error) if isinstance(error, AdapterError) else _trace(error)
+    if isinstance(error, FileNotFoundError):
+        missing = Path(str(error.filename))
+        if not missing.is_absolute() or missing.is_relative_to(folder):
+            text += f"\n{_HINT}"
+    return text
 
 
 def _end_in_order(worker: Worker | StreamWorker, runnable: Runnable) -> None:

@@ -29,7 +29,7 @@ _START = "import sys; sys.path[0] = sys.argv.pop(1); from adapter.triton.worker 
 # between two starts of a worker that dies before it has answered anything; one that has is replaced at once
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _LAST_WORDS_S = 1.0
-_END_S = 8.0  # hooks of a class-based service run meanwhile; any other worker ends at once
+END_S = 8.0  # hooks of a class-based service run meanwhile; any other worker ends at once
 _FAILING_PAUSE_S = 0.2  # from this pause on it is told that the worker keeps dying
 _STEADY_S = 5.0  # a worker that lived this long is replaced at once, whether it was called or not
 _HOLD_S = 5.0  # how long one batch stays with an instance whose worker keeps dying
@@ -134,7 +134,7 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Start the first worker; WorkerError with the traceback of user code where it cannot."""
-        threading.Thread(target=_end_with, args=(os.getppid(),), name="end-with-server", daemon=True).start()
+        end_with_server()
         with self._changed:
             self._keeper.start()
             while self._worker is None and not self._failing:
@@ -269,7 +269,7 @@ class WorkerProcess:
             process = self._process
             if process is not None and process.returncode is None and self._keeper.is_alive():
                 os.kill(process.pid, number)  # not by `Popen`, which reaps it: the keeper does
-                self._keeper.join(_END_S)
+                self._keeper.join(END_S)
 
 
 def _failing(pause: float) -> str:
@@ -278,6 +278,11 @@ def _failing(pause: float) -> str:
 
 def _longer(pause: float) -> float:
     return min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, 2 * pause))
+
+
+def end_with_server() -> None:
+    """Let this stub end with its tritonserver, which it would not notice while it waits for it."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="end-with-server", daemon=True).start()
 
 
 def _end_with(server: int) -> None:

@@ -31,6 +31,12 @@ class _Model:
     answer: str
     sums_to_one: bool = False
 
+    @property
+    def in_stub(self) -> str:
+        """Its entry of a runner that is not isolated."""
+        runner, method = self.entry.split(".")
+        return f"{runner}_in_stub.{method}"
+
 
 _TREES = _Model("trees", "100 trees of scikit-learn", "bench_trees.predict_proba", "X", "FP64", "<f8", True)
 _GRAPH = _Model("graph", "MLP in ONNX Runtime", "bench_graph.run", "x0", "FP32", "<f4")
@@ -49,8 +55,12 @@ def _contenders(service: str, train: str, *models: _Model) -> Callable[[Stage], 
         for model in models:
             for rows in BATCHES:
                 samples, headers = _binary(model, rows)
-                for whose, entry, told in (("ours", model.entry, "our entry"), ("hand", "", "a model.py by hand")):
-                    path = f"/v2/models/{entry or f'{model.key}_by_hand'}/infer"
+                for whose, entry, told in (
+                    ("ours", model.entry, "our entry"),
+                    ("stub", model.in_stub, "our entry, not isolated"),
+                    ("hand", f"{model.key}_by_hand", "a model.py by hand"),
+                ):
+                    path = f"/v2/models/{entry}/infer"
                     key = f"{model.key}_{rows}_{whose}"
                     name = f"{model.title}, {rows} row{'s' if rows > 1 else ''}, {told}"
                     found.append(Contender(key, name, triton.server, path, samples, headers))
@@ -79,12 +89,13 @@ def _binary(model: _Model, rows: int) -> tuple[list[Sample], dict[str, str]]:
 
 def _ratios(*models: _Model) -> tuple[Ratio, ...]:
     keys = [f"{model.key}_{rows}" for model in models for rows in BATCHES]
-    return tuple(Ratio(f"{key}_ours", f"{key}_hand", floor=0.8) for key in keys)
+    return tuple(Ratio(f"{key}_{whose}", f"{key}_hand", floor=0.8) for key in keys for whose in ("ours", "stub"))
 
 
 _NOTE = (
     "Both behind the HTTP of one tritonserver, with the same configuration; the numbers travel in Triton's binary "
-    "form. By hand: the requests of a batch are joined to one call of the library, in Triton's stub."
+    "form. By hand: the requests of a batch are joined to one call of the library, in Triton's stub. Our entry runs "
+    "the library in a process of its own, unless its runner is not isolated: then in the stub, too."
 )
 
 

@@ -4,6 +4,7 @@ import adapter
 
 MOST = 256
 
-trees = adapter.sklearn.get("bench_trees:latest").to_runner(max_batch_size=MOST)
-graph = adapter.onnx.get("bench_graph:latest").to_runner(max_batch_size=MOST)
-svc = adapter.Service("models", runners=[trees, graph])
+saved = [adapter.sklearn.get("bench_trees:latest"), adapter.onnx.get("bench_graph:latest")]
+runners = [model.to_runner(max_batch_size=MOST) for model in saved]
+in_stub = [model.to_runner(name=f"{model.tag.name}_in_stub", max_batch_size=MOST, isolated=False) for model in saved]
+svc = adapter.Service("models", runners=[*runners, *in_stub])

@@ -4,6 +4,7 @@ import adapter
 
 MOST = 256
 
-eager = adapter.pytorch.get("bench_eager:latest").to_runner(max_batch_size=MOST)
-script = adapter.torchscript.get("bench_script:latest").to_runner(max_batch_size=MOST)
-svc = adapter.Service("torch_models", runners=[eager, script])
+saved = [adapter.pytorch.get("bench_eager:latest"), adapter.torchscript.get("bench_script:latest")]
+runners = [model.to_runner(max_batch_size=MOST) for model in saved]
+in_stub = [model.to_runner(name=f"{model.tag.name}_in_stub", max_batch_size=MOST, isolated=False) for model in saved]
+svc = adapter.Service("torch_models", runners=[*runners, *in_stub])

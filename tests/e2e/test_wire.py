@@ -1,4 +1,5 @@
-"""One table of calls, through the transport in this process and through a real Triton: the results are the same."""
+"""One table of calls, through the transport in this process and through a real Triton, with the code of runners in a
+worker or in Triton's stub: the results are the same."""
 
 from __future__ import annotations
 
@@ -45,29 +46,31 @@ def transports(
     engine_of: Callable[..., Engine], loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, dict[str, Transport]]]:
     repository = tmp_path_factory.mktemp("repository")
-    written = write(plan(wire.svc, folder=SERVICES), repository)
+    services = {"triton": wire.svc, "stub": wire.in_stub}
+    written = [w for service in services.values() for w in write(plan(service, folder=SERVICES), repository)]
     engine = engine_of(repository, [w.name for w in written])
 
     async def open_client() -> TritonClient:
         client = TritonClient(engine.url)
         manifest = Manifest.read(repository)
-        for runner in wire.svc.runners:
-            connect(client, runner, manifest.entries(wire.svc.name, runner.name))
+        for service in services.values():
+            for runner in service.runners:
+                connect(client, runner, manifest.entries(service.name, runner.name))
         return client
 
     client = asyncio.run_coroutine_threadsafe(open_client(), loop).result()
     assert asyncio.run_coroutine_threadsafe(client.not_ready(), loop).result() == ""
-    remote = {runner.name: runner.transport for runner in wire.svc.runners}
-    for runner in wire.svc.runners:
+    remote = {way: {runner.name: runner.transport for runner in each.runners} for way, each in services.items()}
+    for runner in (*wire.svc.runners, *wire.in_stub.runners):
         runner.destroy()
     local: dict[str, Transport] = {r.name: LocalTransport(r.spec, serving=True) for r in wire.svc.runners}
-    yield {"local": local, "triton": remote}
+    yield {"local": local, **remote}
     for transport in local.values():
         transport.close()
     asyncio.run_coroutine_threadsafe(client.close(), loop).result()
 
 
-@pytest.fixture(params=["local", "triton"])
+@pytest.fixture(params=["local", "triton", "stub"])
 def runners(request: pytest.FixtureRequest, transports: dict[str, dict[str, Transport]]) -> Iterator[dict[str, Runner]]:
     for runner in wire.svc.runners:
         runner.connect(transports[request.param][runner.name])
@@ -139,7 +142,7 @@ CALLS: list[tuple[str, Call, Any]] = [
 
 
 @pytest.mark.parametrize(("call", "expected"), [c[1:] for c in CALLS], ids=[c[0] for c in CALLS])
-def test_call_gives_the_same_through_both_transports(runners: dict[str, Runner], call: Call, expected: Any) -> None:
+def test_call_gives_the_same_through_every_transport(runners: dict[str, Runner], call: Call, expected: Any) -> None:
     same(call(runners), expected)
 
 
@@ -191,7 +194,7 @@ ERRORS: list[tuple[str, Call, type[BaseException], str]] = [
 
 
 @pytest.mark.parametrize(("call", "error", "text"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
-def test_bad_call_raises_the_same_through_both_transports(
+def test_bad_call_raises_the_same_through_every_transport(
     runners: dict[str, Runner], call: Call, error: type[BaseException], text: str
 ) -> None:
     with pytest.raises(error, match=text):
@@ -217,16 +220,17 @@ BAD_ERRORS = [
 ]
 
 
+@pytest.mark.parametrize("way", ["triton", "stub"])
 @pytest.mark.parametrize(("kind", "status", "text"), BAD_ERRORS, ids=[e[0] for e in BAD_ERRORS])
 def test_error_of_any_kind_hurts_its_own_call_only(
-    transports: dict[str, dict[str, Transport]], kind: str, status: int, text: str
+    transports: dict[str, dict[str, Transport]], kind: str, status: int, text: str, way: str
 ) -> None:
     method = wire.calls.spec.methods["bad_error"]
     with pytest.raises(adapter.exceptions.AdapterError) as caught:
-        transports["triton"]["calls"].run(method, (kind,), {})
+        transports[way]["calls"].run(method, (kind,), {})
     assert caught.value.error_code == status
     assert str(caught.value).startswith(text)
-    assert transports["triton"]["calls"].run(wire.calls.spec.methods["echo"], (1,), {}) == 1
+    assert transports[way]["calls"].run(wire.calls.spec.methods["echo"], (1,), {}) == 1
 
 
 def test_array_changed_in_place_stays_as_it_was_for_the_caller(runners: dict[str, Runner]) -> None:
@@ -260,7 +264,7 @@ def test_one_bad_call_leaves_the_others_of_its_batch_whole(
 KINDS = ["typed", "blob", "odd", "gone", "long"]
 
 
-@pytest.mark.parametrize("runners", ["triton"], indirect=True)
+@pytest.mark.parametrize("runners", ["triton", "stub"], indirect=True)
 def test_a_thousand_interleaved_calls_each_get_their_own_result(
     runners: dict[str, Runner], loop: asyncio.AbstractEventLoop
 ) -> None:

@@ -143,6 +143,18 @@ def test_plan_writes_nothing(project: Project, tmp_path: Path) -> None:
     assert [f for f in listed(tmp_path) if "__pycache__" not in f] == before
 
 
+def test_runner_that_is_not_isolated_says_so_in_its_spec_and_keeps_its_interface(tmp_path: Path) -> None:
+    def spec(**options: Any) -> EntrySpec:
+        service = Service("s", runners=[Runner(Echo, name="r", **options)])
+        (entry,) = plan(service, folder=tmp_path, machine=MACHINE).entries
+        return entry.spec
+
+    usual, here = spec(), spec(isolated=False)
+    assert (usual.isolated, here.isolated) == (True, False)
+    assert not EntrySpec.parse(here.to_json().encode(), "", "").isolated
+    assert (here.interface, here.content == usual.content) == (usual.interface, False)
+
+
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 

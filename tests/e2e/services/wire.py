@@ -160,8 +160,15 @@ class Single(adapter.Runnable):
         return np.int32(round(float(x)))
 
 
-calls = adapter.Runner(Calls, name="calls", runnable_init_params={"factor": 2}, max_batch_size=8)
-typed = adapter.Runner(Typed, name="typed", max_batch_size=4)
-sideways = adapter.Runner(Sideways, name="sideways", max_batch_size=4)
-single = adapter.Runner(Single, name="single")
-svc = adapter.Service("wire", runners=[calls, typed, sideways, single])
+def runners(**options: Any) -> list[adapter.Runner]:
+    return [
+        adapter.Runner(Calls, name="calls", runnable_init_params={"factor": 2}, max_batch_size=8, **options),
+        adapter.Runner(Typed, name="typed", max_batch_size=4, **options),
+        adapter.Runner(Sideways, name="sideways", max_batch_size=4, **options),
+        adapter.Runner(Single, name="single", **options),
+    ]
+
+
+svc = adapter.Service("wire", runners=runners())
+in_stub = adapter.Service("wire_in_stub", runners=runners(isolated=False))
+calls = svc.runners[0]
