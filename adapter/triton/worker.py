@@ -7,6 +7,7 @@ same with what is here in the stub.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import functools
@@ -151,7 +152,7 @@ class _Slot:
         self.outcome = Outcome(error=error)
 
 
-class Answering:
+class Answering(abc.ABC):
     """Answers batches: each call of one is decoded, run together with the others, and encoded.
 
     A subclass says in `_array` how an argument is read, as an array that is user code's own.
@@ -203,9 +204,9 @@ class Answering:
     def _typed_call(self, method: MethodSpec, extra: str, tensors: Sequence[Any]) -> Call:
         return method.unpack([self._array(*tensor) for tensor in tensors], extra)
 
+    @abc.abstractmethod
     def _array(self, dtype: str, shape: Sequence[int], *place: int) -> Array:
         """Copy a tensor out of the place where it came."""
-        raise NotImplementedError
 
     def _blob(self, tensors: Sequence[Any]) -> memoryview:
         ((_, shape, _, _),) = tensors
