@@ -370,6 +370,11 @@ def threads() -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+def in_stub() -> bool:
+    """Whether this process is Triton's stub, where the code of a runner runs that is not isolated."""
+    return "ADAPTER_IN_STUB" in os.environ
+
+
 def described(model: Any) -> str:
     """What was given in place of a model, for messages."""
     return f"the class {model.__name__} itself" if isinstance(model, type) else f"a {type(model).__name__}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from adapter.exceptions import InvalidArgument, sentence
-from adapter.frameworks.base import Framework, described, gpu_visible, threads
+from adapter.frameworks.base import Framework, described, gpu_visible, in_stub, threads
 from adapter.frameworks.trial import Tensors, Trial
 from adapter.model import Model, ModelInfo
 from adapter.tensor import TensorSpec
@@ -252,10 +252,14 @@ def _session_options(given: Any) -> Any:
 def _in_a_worker() -> dict[str, Any]:
     """As many threads as the worker may use; between calls they leave the CPU to its other processes.
 
-    ONNX Runtime's own would spin there, for twice the CPU time a call at no better latency beside a busy Triton.
+    ONNX Runtime's own would spin there, for twice the CPU time a call at no better latency beside a busy Triton. In
+    Triton's stub there is no other process to wake for a call, and a lone one gains a third by it.
     """
     number = threads()
-    return {"intra_op_num_threads": number, "session.intra_op.allow_spinning": "0"} if number else {}
+    if not number:
+        return {}
+    spinning: dict[str, Any] = {} if in_stub() else {"session.intra_op.allow_spinning": "0"}
+    return {"intra_op_num_threads": number, **spinning}
 
 
 framework = Onnx()

@@ -211,6 +211,12 @@ def test_session_options_when_they_are_saved_changed_and_given(monkeypatch: pyte
     assert settings.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     spinning = model.with_options(session_options={"session.intra_op.allow_spinning": 1}).load_model()
     assert spinning.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    monkeypatch.setenv("ADAPTER_IN_STUB", "1")  # as ONNX Runtime does it, where there is no worker
+    own = framework.load_model(model)
+    assert threads(own) == (3, 2)
+    with pytest.raises(RuntimeError, match="allow_spinning"):  # nothing is said of it
+        own.get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
+    monkeypatch.delenv("ADAPTER_IN_STUB")
     changed = model.with_options(session_options={"intra_op_num_threads": 1}, providers=["CPUExecutionProvider"])
     served: Any = changed.to_runnable()()
     assert threads(served.model.session) == (1, 0)
