@@ -30,7 +30,7 @@ _STARVED, _CROWDED = 0.7, 0.2  # the share of the time that the process ran, and
 _STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}  # of processes; see sys.audit
 
 _kept: dict[int, set[int]] = {}
-"""The threads that are kept on one CPU, and the CPUs that they had before."""
+"""The threads that are kept on one CPU for any event loop of this process, and the CPUs that they had before."""
 _hooked = False
 
 
@@ -72,7 +72,8 @@ class Affinity:
         """Where the threads are kept, -1 while they are not."""
         self._threads = threads
         self._timer: asyncio.TimerHandle | None = None
-        self._before: set[int] = set()  # the threads of the process when its own were put together
+        self._own: dict[int, set[int]] = {}  # the threads that are kept, and the CPUs that they had before
+        self._before: set[int] = set()  # all threads of the process at that time
 
     def start(self) -> None:
         """Begin; where there is one CPU, or a system that cannot keep threads on it, there is nothing to decide."""
@@ -112,21 +113,23 @@ class Affinity:
     def _gather(self) -> None:
         """Put the threads on the CPU that this one is on."""
         _let_go_before_starts()
-        self.cpu, cpus = ctypes.CDLL(None).sched_getcpu(), os.sched_getaffinity(0)
+        self.cpu = ctypes.CDLL(None).sched_getcpu()
         self._before = _threads_of_this_process()
         for thread in (threading.get_native_id(), *self._threads.native_ids()):
             with contextlib.suppress(OSError):  # it has ended
+                cpus = _kept.get(thread) or os.sched_getaffinity(thread)
                 os.sched_setaffinity(thread, {self.cpu})
-                _kept[thread] = cpus
+                _kept[thread] = self._own[thread] = cpus
 
     def _scatter(self) -> None:
         """Give the threads their CPUs back, and those as well that have been begun beside them and inherited theirs."""
-        cpus = os.sched_getaffinity(0) if not _kept else set.union(*_kept.values())
-        for thread in _kept.keys() | (_threads_of_this_process() - self._before):
+        everywhere = set().union(*self._own.values())
+        for thread in self._own.keys() | (_threads_of_this_process() - self._before):
             with contextlib.suppress(OSError):
                 if os.sched_getaffinity(thread) == {self.cpu}:  # else somebody else has said where it runs
-                    os.sched_setaffinity(thread, cpus)
-        _kept.clear()
+                    os.sched_setaffinity(thread, self._own.get(thread, everywhere))
+            _kept.pop(thread, None)
+        self._own.clear()
         self.cpu = -1
 
 

@@ -142,6 +142,22 @@ def test_thread_that_a_function_begins_has_all_cpus_soon_and_one_that_was_put_so
     run(main)
 
 
+def test_two_services_on_one_event_loop_leave_all_cpus_behind() -> None:
+    async def main(busy: Busy) -> None:
+        other = Busy()
+        other.affinity.start()
+        try:
+            await asyncio.gather(*(each.call(lambda: busy.together and other.together) for each in (busy, other)))
+            busy.affinity.stop()
+            assert other.together
+        finally:
+            other.affinity.stop()
+        assert all(cpus == ALL for cpus in (*busy.cpus(), *other.cpus()))
+        other.threads.stop()
+
+    run(main)
+
+
 def test_functions_that_take_long_keep_all_cpus() -> None:
     def long() -> None:
         end = time.thread_time() + 0.01
