@@ -80,7 +80,7 @@ class Affinity:
         with contextlib.suppress(AttributeError, OSError):
             cpus = os.sched_getaffinity(0)
             os.sched_setaffinity(0, cpus)  # some sandboxes refuse
-            if len(cpus) > 1:
+            if len(cpus) > 1 and _cpu() in cpus:
                 self._loop = asyncio.get_running_loop()
                 self._check_in(_APART_S)
 
@@ -113,7 +113,7 @@ class Affinity:
     def _gather(self) -> None:
         """Put the threads on the CPU that this one is on."""
         _let_go_before_starts()
-        self.cpu = ctypes.CDLL(None).sched_getcpu()
+        self.cpu = _cpu()
         self._before = _threads_of_this_process()
         for thread in (threading.get_native_id(), *self._threads.native_ids()):
             with contextlib.suppress(OSError):  # it has ended
@@ -131,6 +131,11 @@ class Affinity:
             _kept.pop(thread, None)
         self._own.clear()
         self.cpu = -1
+
+
+def _cpu() -> int:
+    """The CPU that this thread is on, -1 where the system does not tell."""
+    return int(ctypes.CDLL(None).sched_getcpu())
 
 
 def _times() -> tuple[float, float, float]:
