@@ -117,6 +117,8 @@ def _groups(calls: Sequence[Call]) -> Iterable[tuple[list[int], list[int]]]:
     """The calls that may run as one batch, none larger than its method allows: their indices, and their items."""
     if len(calls) == 1:
         return [([0], [1])]  # what runs alone is not cut by these
+    if calls and (sizes := _sizes_of_alike(calls)) is not None:
+        return [(list(range(len(calls))), sizes)]
     groups: list[tuple[list[int], list[int]]] = []
     open_groups: dict[Hashable, tuple[list[int], list[int], int]] = {}
     for i, call in enumerate(calls):
@@ -132,6 +134,23 @@ def _groups(calls: Sequence[Call]) -> Iterable[tuple[list[int], list[int]]]:
         sizes.append(size)
         open_groups[key] = (group, sizes, filled + size)
     return groups
+
+
+def _sizes_of_alike(calls: Sequence[Call]) -> list[int] | None:
+    """The items of calls that are one batch at first sight, as those of most models are; None says nothing."""
+    method, args, _ = calls[0]
+    if not method.signature.batchable or len(args) != 1 or type(args[0]) is not np.ndarray or not args[0].ndim:
+        return None
+    dtype, rest, sizes = args[0].dtype, args[0].shape[1:], []
+    for other, arrays, kwargs in calls:
+        if other is not method or kwargs or len(arrays) != 1 or type(arrays[0]) is not np.ndarray:
+            return None
+        array = arrays[0]
+        if array.dtype != dtype or not array.ndim or array.shape[1:] != rest:
+            return None
+        sizes.append(array.shape[0])
+    whole = method.signature.batch_dim[0] == 0 and sum(sizes) <= method.batching.max_batch_size
+    return sizes if whole else None
 
 
 def _key(call: Call) -> tuple[Hashable | None, int]:
