@@ -139,7 +139,10 @@ def _groups(calls: Sequence[Call]) -> Iterable[tuple[list[int], list[int]]]:
 def _sizes_of_alike(calls: Sequence[Call]) -> list[int] | None:
     """The items of calls that are one batch at first sight, as those of most models are; None says nothing."""
     method, args, _ = calls[0]
-    if not method.signature.batchable or len(args) != 1 or type(args[0]) is not np.ndarray or not args[0].ndim:
+    signature = method.signature
+    if not signature.batchable or signature.batch_dim[0] or len(args) != 1:
+        return None
+    if type(args[0]) is not np.ndarray or not args[0].ndim:
         return None
     dtype, rest, sizes = args[0].dtype, args[0].shape[1:], []
     for other, arrays, kwargs in calls:
@@ -149,8 +152,7 @@ def _sizes_of_alike(calls: Sequence[Call]) -> list[int] | None:
         if array.dtype != dtype or not array.ndim or array.shape[1:] != rest:
             return None
         sizes.append(array.shape[0])
-    whole = method.signature.batch_dim[0] == 0 and sum(sizes) <= method.batching.max_batch_size
-    return sizes if whole else None
+    return sizes if sum(sizes) <= method.batching.max_batch_size else None
 
 
 def _key(call: Call) -> tuple[Hashable | None, int]:

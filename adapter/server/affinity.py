@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 import threading
@@ -31,7 +32,6 @@ _STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.P
 
 _kept: dict[int, set[int]] = {}
 """The threads that are kept on one CPU for any event loop of this process, and the CPUs that they had before."""
-_hooked = False
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,10 @@ def _threads_of_this_process() -> set[int]:
     return {int(name) for name in os.listdir("/proc/self/task")}
 
 
+@functools.cache  # there is no way to take a hook out again
 def _let_go_before_starts() -> None:
-    """See to it that what a kept thread starts does not inherit its one CPU."""
-    global _hooked
-    if not _hooked:
-        _hooked = True
-        sys.addaudithook(_let_go)
+    """See to it that a process that a kept thread starts does not inherit its one CPU."""
+    sys.addaudithook(_let_go)
 
 
 def _let_go(event: str, arguments: tuple[object, ...]) -> None:

@@ -217,7 +217,6 @@ def create_app(
         return await runners.not_ready() or await life.not_ready()
 
     threads = Threads(server.threads)
-    affinity = Affinity(threads)
     health = Health(threads, not_ready)
 
     jobs = {name: api for name, api in life.apis.items() if api.task}
@@ -237,6 +236,7 @@ def create_app(
                 logger.warning("%s", reason)
             stack.callback(threads.stop)
             if server.affinity == "auto" and not all(api.is_async for api in life.apis.values()):
+                affinity = Affinity(threads)
                 stack.callback(affinity.stop)
                 affinity.start()
             context = Context(state)

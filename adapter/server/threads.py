@@ -16,6 +16,7 @@ from adapter.exceptions import ServiceUnavailable
 from adapter.mailbox import Mailbox
 
 _LONG_S = 0.005  # of a CPU
+_MOST_LONG = 1000  # that are remembered: nobody may ask
 
 
 class _Job:
@@ -67,11 +68,10 @@ class Threads:
     def __init__(self, count: int) -> None:
         self.count = count
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._started = 0
         self._unfinished = 0
         self._held = 0
         self._calls = 0
-        self._long: collections.deque[float] = collections.deque()
+        self._long: collections.deque[float] = collections.deque(maxlen=_MOST_LONG)
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -91,9 +91,8 @@ class Threads:
             self._loop, self._done = loop, Mailbox(loop, self._finish)
         job = _Job(loop.create_future(), function, arguments, keywords, self._done)
         self._unfinished += 1
-        if self._unfinished > self._started < self.count:
-            self._started += 1
-            name = f"api-{self._started}"
+        if self._unfinished > len(self._threads) < self.count:
+            name = f"api-{len(self._threads) + 1}"
             thread = threading.Thread(target=_work, args=(self._jobs, self._long), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -136,9 +135,8 @@ class Threads:
 
     def stop(self) -> None:
         """Let idle threads end; a function that still runs is not waited for."""
-        for _ in range(self._started):
+        for _ in self._threads:
             self._jobs.put(None)
-        self._started = 0
         self._threads.clear()
 
 

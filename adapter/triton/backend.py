@@ -113,11 +113,9 @@ class TritonPythonModel:
         """Send what the tensors of all requests are; those that do not lie in Triton's memory are copied into ours."""
         used, header = 0, []
         for request in requests:
-            parameters = _parameters(request)
+            method, arguments, identity, found = self._read(request)
             tensors = []
-            for name in self._inputs:
-                capsule = pb_utils.get_input_tensor_by_name(request, name).to_dlpack()
-                dtype, shape, address, size = read_dlpack(capsule)
+            for dtype, shape, address, size in found:
                 region, start = 1, self._memory.position(address, size)
                 if start is None:
                     region, start = 0, aligned(used)
@@ -125,8 +123,7 @@ class TritonPythonModel:
                     channel.out.grow(used)
                     ctypes.memmove(channel.out.address + start, address, size)
                 tensors.append([dtype, shape, region, start])
-            method, arguments = parameters.get("method", ""), parameters.get("arguments", "")
-            header.append([method, arguments, request.request_id(), tensors])
+            header.append([method, arguments, identity, tensors])
         channel.send(header, aligned(used))
 
     def _read(self, request: Any) -> list[Any]:

@@ -46,9 +46,8 @@ class InStub:
     def start(self) -> None:
         """Make the Runnable and warm it up; WorkerError with the traceback of user code where that fails."""
         end_with_server()
-        os.environ.update(
-            {**self._environment, "ADAPTER_IN_STUB": "1"}
-        )  # before the libraries that read it are imported
+        # before the libraries that read it are imported
+        os.environ.update({**self._environment, "ADAPTER_IN_STUB": "1"})
         _own_modules_only(self._folder)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # Triton's output is a pipe
