@@ -94,10 +94,7 @@ class MethodSpec:
         """
         direct = self._direct
         if direct is not None and not kwargs and len(args) == len(direct) and _all_arrays(args):
-            if len(direct) == 1:  # as nearly always
-                arrays = [direct[0].cast(args[0])]
-            else:
-                arrays = [spec.cast(value) for spec, value in zip(direct, args, strict=True)]
+            arrays = [spec.cast(value) for spec, value in zip(direct, args, strict=True)]
             self._check_sizes(arrays)
             return arrays, ""
         named = self._named(args, kwargs)
