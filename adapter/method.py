@@ -125,11 +125,6 @@ class MethodSpec:
             return None
         return self.inputs if all(len(spec.shape) > int(batchable) for spec in self.inputs) else None
 
-    @cached_property
-    def _scalar_result(self) -> bool:
-        """Whether the result is one array with nothing but a batch axis, such as the labels of a classifier."""
-        return self.signature.batchable and [len(spec.shape) for spec in self.outputs] == [1]
-
     def _check_sizes(self, arrays: Sequence[Array]) -> None:
         if not self.signature.batchable or (len(arrays) == 1 and arrays[0].shape[0]):
             return
@@ -178,12 +173,20 @@ class MethodSpec:
 
     def unpack_result(self, arrays: Sequence[Array]) -> Any:
         """What a typed method returned: one array, or a tuple where it has several outputs."""
-        if self._scalar_result:
-            return arrays[0].reshape(arrays[0].shape[:-1])
-        axis, outputs = self.signature.batch_dim[1], self.outputs
-        if len(outputs) == 1:
-            return self._unwire(arrays[0], axis, outputs[0])
-        return tuple(self._unwire(array, axis, spec) for spec, array in zip(outputs, arrays, strict=True))
+        return self.returned(self.outputs_of(arrays))
+
+    def outputs_of(self, arrays: Sequence[Array]) -> list[Array]:
+        """The outputs of one call, or of several behind one another, of their tensors; the batch axis stays first."""
+        scalar = int(self.signature.batchable)
+        pairs = zip(self.outputs, arrays, strict=True)
+        return [_without_axis(array) if len(spec.shape) == scalar else array for spec, array in pairs]
+
+    def returned(self, outputs: Sequence[Array]) -> Any:
+        """What a typed method returned, of the outputs of its call."""
+        axis = self.signature.batch_dim[1] if self.signature.batchable else 0
+        if axis:
+            outputs = [np.moveaxis(output, 0, axis) for output in outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def wire_shape(self, spec: TensorSpec, axis: int) -> tuple[int, ...]:
         """The shape of a tensor on the wire: batch axis first, and never without an axis that is not the batch."""
@@ -199,7 +202,7 @@ class MethodSpec:
 
     def _unwire(self, array: Array, axis: int, spec: TensorSpec) -> Array:
         if len(spec.shape) == int(self.signature.batchable):
-            array = array.reshape(array.shape[:-1])
+            array = _without_axis(array)
         return np.moveaxis(array, 0, axis) if self.signature.batchable and axis else array
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,6 +351,11 @@ def _numbers(table: Any) -> Any:
     """The array of a DataFrame or a Series; what pandas' own types call NA is NaN."""
     array = table.to_numpy()
     return table.to_numpy(na_value=np.nan) if array.dtype == object and hasattr(table, "isna") else array
+
+
+def _without_axis(array: Array) -> Array:
+    """The array without its last axis, which stands for none on the wire."""
+    return array.reshape(array.shape[:-1])
 
 
 def _all_arrays(values: Sequence[Any]) -> bool:

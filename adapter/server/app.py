@@ -41,11 +41,13 @@ from adapter.server.views import WithSelf
 from adapter.services import Life, Service
 from adapter.settings import Cors, Settings, Triton
 from adapter.triton.address import is_address
-from adapter.triton.client import CallMetrics, CallTracer, TritonClient, connect
+from adapter.triton.client import TritonClient
 from adapter.triton.existing import ExistingTransport
 from adapter.triton.existing import Runner as ExistingRunner
 from adapter.triton.manifest import Manifest
 from adapter.triton.notice import Notice, Notices
+from adapter.triton.routes import CallMetrics, CallTracer
+from adapter.triton.transport import connect
 from adapter.tuning import tailored
 
 logger = logging.getLogger("adapter.server")

@@ -11,8 +11,9 @@ from adapter.runner import Runner, RunnerSpec
 from adapter.services import Service
 from adapter.settings import Triton
 from adapter.triton.address import Address, is_address
-from adapter.triton.client import CallMetrics, CallTracer, TritonClient
+from adapter.triton.client import TritonClient
 from adapter.triton.existing import ExistingTransport
+from adapter.triton.routes import CallMetrics, CallTracer
 
 _READY_FOR_S = 1.0  # how long an answer to "is Triton ready?" is believed
 

@@ -6,7 +6,7 @@ import asyncio
 import bisect
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import prometheus_client
@@ -60,11 +60,16 @@ def duration_buckets(duration: Duration) -> tuple[float, ...]:
 class _Spread:
     """Values counted in buckets since they were last written down."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("_bounds", "counts", "total")
 
-    def __init__(self, buckets: int) -> None:
-        self.counts = [0] * buckets
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+
+    def count(self, value: float) -> None:
+        self.counts[bisect.bisect_left(self._bounds, value)] += 1
+        self.total += value
 
 
 class _Histogram:
@@ -75,12 +80,11 @@ class _Histogram:
         self._bounds = tuple(bounds)
         self._spreads: dict[tuple[Any, ...], _Spread] = {}
 
-    def count(self, labels: tuple[Any, ...], value: float) -> None:
+    def of(self, labels: tuple[Any, ...]) -> _Spread:
         spread = self._spreads.get(labels)
         if spread is None:
-            spread = self._spreads[labels] = _Spread(len(self._bounds) + 1)
-        spread.counts[bisect.bisect_left(self._bounds, value)] += 1
-        spread.total += value
+            spread = self._spreads[labels] = _Spread(self._bounds)
+        return spread
 
     def fold(self, service: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], int]]:
         """Write down what was counted, and tell how many values each combination of labels got."""
@@ -114,6 +118,41 @@ class _Level:
             self._own.labels(*service, *labels).set(number)
 
 
+class CallCounts:
+    """What is counted of the calls of one method; see `adapter.triton.lanes.Observer`."""
+
+    def __init__(
+        self, succeeded: _Spread, failed: _Spread, packs: _Spread, items: _Spread, changed: Callable[[], None]
+    ) -> None:
+        self.now = self.flying = self.again = 0
+        self._succeeded = succeeded
+        self._failed = failed
+        self._packs = packs
+        self._items = items
+        self._changed = changed
+
+    def ended(self, seconds: Sequence[float], *, failed: bool = False) -> None:
+        self.now -= len(seconds)
+        spread = self._failed if failed else self._succeeded
+        for each in seconds:
+            spread.count(each)
+        self._changed()
+
+    def departed(self, calls: int, items: int) -> None:
+        self.flying += 1
+        self._packs.count(calls)
+        self._items.count(items)
+        self._changed()
+
+    def landed(self) -> None:
+        self.flying -= 1
+        self._changed()
+
+    def retried(self, calls: int) -> None:
+        self.again += calls
+        self._changed()
+
+
 class ServerMetrics:
     """Counts requests and the calls of runners; all methods are called on the event loop.
 
@@ -129,7 +168,7 @@ class ServerMetrics:
         self._notices = notices
         self._service = (service, _NO_VERSION)
         self._registry = prometheus_client.CollectorRegistry()
-        self._dirty = False
+        self._timer: asyncio.TimerHandle | None = None
         bounds = duration_buckets(settings.duration)
         service_labels = ("service_name", "service_version")
         request = (*service_labels, "endpoint")
@@ -176,7 +215,7 @@ class ServerMetrics:
         self._replicas = prometheus_client.Gauge(
             "triton_replicas", "Tritons at an address that runs elsewhere.", **tritons
         )
-        self._retries: dict[tuple[str, str], int] = {}
+        self._counts: dict[tuple[str, str], CallCounts] = {}
         self._retry_total = prometheus_client.Counter(
             "retry_total", "Calls sent again alone, after the request that they shared failed.", runner, **theirs
         )
@@ -186,47 +225,25 @@ class ServerMetrics:
     def begun(self, endpoint: str) -> None:
         """A request came; `endpoint` is the route of its API, else one of a few words."""
         self._requests.change((endpoint,), 1)
-        if not self._dirty:
+        if self._timer is None:
             self._fold_soon()
 
     def ended(self, endpoint: str, status: int, seconds: float) -> None:
         """A request that `begun` was told of has been answered."""
         self._requests.change((endpoint,), -1)
-        self._request_seconds.count((endpoint, status), seconds)
-        if not self._dirty:
+        self._request_seconds.of((endpoint, status)).count(seconds)
+        if self._timer is None:
             self._fold_soon()
 
-    def call_begun(self, runner: str, method: str) -> None:
-        """A method of a runner was called."""
-        self._calls.change((runner, method), 1)
-        if not self._dirty:
-            self._fold_soon()
-
-    def call_ended(self, runner: str, method: str, seconds: float, failed: bool) -> None:
-        """A call that `call_begun` was told of has ended."""
-        self._calls.change((runner, method), -1)
-        self._call_seconds.count((runner, method, "failure" if failed else "success"), seconds)
-        if not self._dirty:
-            self._fold_soon()
-
-    def packed(self, runner: str, method: str, calls: int, items: int) -> None:
-        """A request with so many calls, and items in them, left for Triton."""
-        self._packs.count((runner, method), calls)
-        self._items.count((runner, method), items)
-        if not self._dirty:
-            self._fold_soon()
-
-    def flights(self, runner: str, method: str, change: int) -> None:
-        """A request left for Triton (1) or is back (-1)."""
-        self._flights.change((runner, method), change)
-        if not self._dirty:
-            self._fold_soon()
-
-    def retried(self, runner: str, method: str, calls: int) -> None:
-        """So many calls are sent again, each alone."""
-        self._retries[runner, method] = self._retries.get((runner, method), 0) + calls
-        if not self._dirty:
-            self._fold_soon()
+    def calls(self, runner: str, method: str) -> CallCounts:
+        """What counts the calls of one method."""
+        counts = self._counts.get((runner, method))
+        if counts is None:
+            labels = (runner, method)
+            succeeded, failed = (self._call_seconds.of((*labels, outcome)) for outcome in ("success", "failure"))
+            packs, items = self._packs.of(labels), self._items.of(labels)
+            counts = self._counts[labels] = CallCounts(succeeded, failed, packs, items, self._fold_soon)
+        return counts
 
     def lines_lost(self, lines: int) -> None:
         """Lines of the access log were dropped."""
@@ -240,11 +257,16 @@ class ServerMetrics:
     # ---- twice a second, and when somebody looks ------------------------------------------------------------------
 
     def _fold_soon(self) -> None:
-        self._dirty = True
-        asyncio.get_running_loop().call_later(_FOLD_S, self._fold)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FOLD_S, self._fold_again)
+
+    def _fold_again(self) -> None:
+        self._timer = None
+        self._fold()
+        if any(counts.now for counts in self._counts.values()):  # a call that begins tells nothing
+            self._fold_soon()
 
     def _fold(self) -> None:
-        self._dirty = False
         service = self._service
         for labels, number in self._request_seconds.fold(service):
             self._request_total.labels(*service, *labels).inc(number)
@@ -253,14 +275,18 @@ class ServerMetrics:
         for histogram in (self._items, self._packs):
             for _ in histogram.fold(service):
                 pass
+        for method, counts in self._counts.items():
+            self._calls.now[method], self._flights.now[method] = counts.now, counts.flying
+            if counts.again:
+                self._retry_total.labels(*service, *method).inc(counts.again)
+                counts.again = 0
         for level in (self._requests, self._calls, self._flights):
             level.fold(service)
-        for key, number in self._retries.items():
-            self._retry_total.labels(*service, *key).inc(number)
-        self._retries.clear()
 
     def close(self) -> None:
         """Write down what has been counted; call it last."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._fold()
 
     async def page(self, *, ready: bool) -> bytes:

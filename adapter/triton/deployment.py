@@ -28,7 +28,7 @@ from adapter.services import Service
 from adapter.triton import trial
 from adapter.triton.address import Address, Target
 from adapter.triton.admin import Control
-from adapter.triton.client import TritonClient, TritonTransport
+from adapter.triton.client import TritonClient
 from adapter.triton.config import Entry, to_text
 from adapter.triton.copies import CONFIG, Copy, content_of, write_copy
 from adapter.triton.export import (
@@ -46,6 +46,7 @@ from adapter.triton.export import (
 )
 from adapter.triton.manifest import Manifest, served
 from adapter.triton.storage import Content, Storage, Tell, hidden, storage
+from adapter.triton.transport import TritonTransport
 
 DEFAULT_LIMIT_S = 300.0
 DEFAULT_KEEP = 2

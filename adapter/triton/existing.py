@@ -31,12 +31,14 @@ from adapter.runner import RunnerSpec
 from adapter.tag import valid_name
 from adapter.tensor import Array, cast, numpy_dtype
 from adapter.triton.address import is_address, parse
-from adapter.triton.client import CallMetrics, CallTracer, Route, TritonClient, TritonTransport
+from adapter.triton.client import TritonClient
 from adapter.triton.config import Entry
 from adapter.triton.copies import entries_in, read_config
 from adapter.triton.failures import reason_of
 from adapter.triton.lanes import Call
+from adapter.triton.routes import CallMetrics, CallTracer, Route
 from adapter.triton.rpc import RpcError
+from adapter.triton.transport import TritonTransport
 
 _ENTRY = re.compile(r"[A-Za-z0-9._-]+")
 _LOADS = "--load-model="

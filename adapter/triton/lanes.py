@@ -31,9 +31,7 @@ class Call:
 
     # defaults of the class: what most calls never change costs them nothing
     link: Any = None  # its span, where calls are traced
-    number = 0
-    begun = 0.0
-    pack: _Pack | None = None
+    awaited = False  # whether somebody still waits for it
     result: Any = None
     error: BaseException | None = None
     _future: asyncio.Future[Any] | None = None
@@ -49,7 +47,9 @@ class Call:
         expires: float = math.inf,
         limited: bool = False,
         alone: bool = False,
+        begun: float = 0.0,
     ) -> None:
+        self.begun = begun or time.monotonic()
         self.key = key
         self.body = body
         self.size = size
@@ -60,18 +60,15 @@ class Call:
         # it never shares a request, or not again after one that it shared has failed
         self.alone = alone or weight > LARGE
 
-    @property
-    def awaited(self) -> bool:
-        """Whether somebody still waits for it."""
-        return self._future is not None or self._lock is not None
-
     def for_task(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
         """A future for the result, for a caller on the event loop of the lane."""
-        self._future = loop.create_future()
-        return self._future
+        self.awaited = True
+        future = self._future = loop.create_future()
+        return future
 
     def for_thread(self) -> Callable[[], Any]:
         """A function that waits for the result, for a caller on another thread."""
+        self.awaited = True
         lock = self._lock = threading.Lock()
         lock.acquire()
 
@@ -89,21 +86,24 @@ class Call:
 
     def finish(self, result: Any, error: BaseException | None = None) -> None:
         """Hand the result, or the error, to the one who waits."""
-        future, lock = self._future, self._lock
-        self._future = self._lock = self.pack = None
+        self.awaited = False
+        future = self._future
         if future is not None:
+            self._future = None
             if future.done():
                 return
             if error is None:
                 future.set_result(result)
             else:
                 future.set_exception(error)
-        elif lock is not None:
+        elif self._lock is not None:
+            lock, self._lock = self._lock, None
             self.result, self.error = result, error
             lock.release()
 
     def forget(self) -> None:
         """The one who waited has gone."""
+        self.awaited = False
         self._future = self._lock = None
 
 
@@ -116,17 +116,21 @@ class _Pack:
 
 
 class Observer(Protocol):
-    """What is counted of a lane: calls, and the requests that carry them."""
+    """What is counted of a lane: calls, of which `now` are under way, and the requests that carry them."""
 
-    def begun(self) -> None: ...
+    now: int
 
-    def ended(self, seconds: float, failed: bool) -> None: ...
+    def ended(self, seconds: Sequence[float], *, failed: bool = False) -> None:
+        """Calls that took so long are no longer under way."""
 
-    def packed(self, calls: int, items: int) -> None: ...
+    def departed(self, calls: int, items: int) -> None:
+        """A request left with so many calls, and items in them."""
 
-    def flights(self, change: int) -> None: ...
+    def landed(self) -> None:
+        """A request is back."""
 
-    def retried(self, calls: int) -> None: ...
+    def retried(self, calls: int) -> None:
+        """So many calls are sent again, each alone."""
 
 
 Send = Callable[[Sequence[Call], float], Coroutine[Any, Any, Sequence[Any]]]
@@ -171,7 +175,6 @@ class Lane:
         self._observer = observer
         self._queues: dict[Hashable, collections.deque[Call]] = {}
         self._waiting = self._bytes = 0
-        self._numbers = itertools.count()
         self._packs: set[_Pack] = set()
         self._departing = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -183,31 +186,28 @@ class Lane:
             what = f"{self._waiting} calls of {self._name} with {self._bytes >> 20} MB wait for Triton already"
             call.finish(None, ServiceUnavailable(f"{what}; try again."))
             return
-        call.number = next(self._numbers)
         if self._observer is not None:
-            call.begun = time.perf_counter()
-            self._observer.begun()
+            self._observer.now += 1
         self._queue_of(call).append(call)
         if call.expires < self._alarm_at:
             self._set_alarm(call.expires)
-        self._depart_soon()
+        if not self._departing and (call.alone or len(self._packs) <= self.instances) and self._may_depart():
+            self._depart_soon()
 
     def abandon(self, call: Call) -> None:
         """Nobody waits for a call any more; a request that carries nothing else is cancelled."""
         if not call.awaited:
             return
-        pack = call.pack
         self._end(call, failed=True)
         call.forget()
-        _cancel_if_unwanted(pack)
+        self._cancel_unwanted()
 
     def drop(self, identity: str) -> None:
         """End the calls of one HTTP request, whose client has gone; requests that carry others as well go on."""
         for call in self._live():
             if call.identity is identity:
-                pack = call.pack
                 self._finish(call, None, ClientGone(f"{self._name} was not waited for: its client has gone."))
-                _cancel_if_unwanted(pack)
+        self._cancel_unwanted()
 
     def interrupt(self) -> None:
         """Give up the requests under way: nobody will answer them."""
@@ -232,7 +232,13 @@ class Lane:
 
     def _end(self, call: Call, *, failed: bool) -> None:
         if self._observer is not None:
-            self._observer.ended(time.perf_counter() - call.begun, failed)
+            self._observer.ended((time.monotonic() - call.begun,), failed=failed)
+
+    def _cancel_unwanted(self) -> None:
+        """Cancel the requests that carry nothing any more that somebody waits for."""
+        for pack in self._packs:
+            if pack.task is not None and not any(call.awaited for call in pack.calls):
+                pack.task.cancel()
 
     # ---- waiting --------------------------------------------------------------------------------------------------
 
@@ -247,61 +253,63 @@ class Lane:
 
     def _oldest(self) -> collections.deque[Call]:
         """The queue whose first call came before those of all others."""
-        return min(self._queues.values(), key=_came)
+        queues = self._queues.values()
+        return next(iter(queues)) if len(queues) == 1 else min(queues, key=_came)
 
     def _take(self) -> list[Call]:
         """The calls of the next request: the one that came first, and those that may share its request."""
         calls: list[Call] = []
         while self._queues and not calls:
             queue = self._oldest()
-            items = 0
+            key, before, weight, free = queue[0].key, len(queue), 0, self._most
             while queue:
                 call = queue[0]
                 if call.awaited:
-                    if calls and (call.alone or calls[0].alone or items + call.size > self._most):
+                    if calls and (call.alone or call.size > free):
                         break
                     calls.append(call)
-                    items += call.size
-                queue.popleft()
-                self._waiting -= 1
-                self._bytes -= call.weight
+                    free = 0 if call.alone else free - call.size
+                weight += queue.popleft().weight
+            self._waiting -= before - len(queue)
+            self._bytes -= weight
             if not queue:
-                del self._queues[call.key]
+                del self._queues[key]
         return calls
 
     # ---- under way ------------------------------------------------------------------------------------------------
 
     def _may_depart(self) -> bool:
-        flying = len(self._packs)
+        """Whether the next request, of the calls that wait, may leave now."""
+        flying, waiting = len(self._packs), self._waiting
+        if flying < self.instances:
+            return True
         if not self._most or self._oldest()[0].alone:
             return flying < max(ALONE_IN_FLIGHT, self.instances + 1)
         if flying == self.instances:
-            return self._waiting >= min(len(pack.calls) for pack in self._packs)
-        return flying < self.instances
+            for pack in self._packs:  # a generator would cost more than all of this
+                if len(pack.calls) <= waiting:
+                    return True
+        return False
 
     def _depart_soon(self) -> None:
-        if not self._departing and self._queues and self._may_depart():
-            self._departing = True
-            self._loop.call_soon(self._depart)
+        self._departing = True
+        self._loop.call_soon(self._depart)
 
     def _depart(self) -> None:
         self._departing = False
         while self._queues and self._may_depart() and (calls := self._take()):
             pack = _Pack(calls)
-            for call in calls:
-                call.pack = pack
             self._packs.add(pack)
             if self._observer is not None:
-                self._observer.packed(len(calls), sum(call.size for call in calls))
-                self._observer.flights(1)
-            limit_s = max(call.expires for call in calls) - time.monotonic()
+                self._observer.departed(len(calls), sum([call.size for call in calls]))
+            limit_s = max([call.expires for call in calls]) - time.monotonic()
             pack.task = self._loop.create_task(self._send(calls, limit_s))
             pack.task.add_done_callback(functools.partial(self._land, pack))
 
     def _land(self, pack: _Pack, task: asyncio.Task[Sequence[Any]]) -> None:
         self._packs.discard(pack)
         if self._observer is not None:
-            self._observer.flights(-1)
+            self._observer.landed()
         self._depart()  # before the answers are handed out, whose callers keep the loop busy
         calls = pack.calls
         if task.cancelled():  # every caller has gone, or the lane was closed
@@ -311,24 +319,32 @@ class Lane:
         if error is None and len(task.result()) != len(calls):
             error = InternalServerError(f"{self._name} answered {len(task.result())} of {len(calls)} calls.")
         if error is None:
-            for call, result in zip(calls, task.result(), strict=True):
-                if isinstance(result, AdapterError):
-                    self._finish(call, None, result)
-                else:
-                    self._finish(call, result)
+            self._hand_out(calls, task.result())
         elif isinstance(error, AdapterError) and len(calls) > 1 and self._retry and not isinstance(error, Restricted):
             self._send_alone(calls)
         else:
             for call in calls:
                 self._finish(call, None, self._late(call) if isinstance(error, asyncio.TimeoutError) else error)
-        self._depart_soon()
+        if not self._departing and self._queues and self._may_depart():
+            self._depart_soon()
+
+    def _hand_out(self, calls: Sequence[Call], results: Sequence[Any]) -> None:
+        now, seconds = time.monotonic(), []
+        for call, result in zip(calls, results, strict=True):
+            if isinstance(result, AdapterError):
+                self._finish(call, None, result)
+            elif call.awaited:
+                seconds.append(now - call.begun)
+                call.finish(result)
+        if self._observer is not None:
+            self._observer.ended(seconds)
 
     def _send_alone(self, calls: Sequence[Call]) -> None:
         awaited = [call for call in calls if call.awaited]
         if self._observer is not None:
             self._observer.retried(len(awaited))
         for call in reversed(awaited):
-            call.alone, call.pack = True, None
+            call.alone = True
             self._queue_of(call).appendleft(call)
 
     # ---- time -----------------------------------------------------------------------------------------------------
@@ -344,13 +360,12 @@ class Lane:
         self._alarm, self._alarm_at = None, math.inf
         now = time.monotonic()
         soonest = math.inf
-        for call in list(self._live()):
+        for call in self._live():
             if call.expires > now:
                 soonest = min(soonest, call.expires)
-                continue
-            pack = call.pack
-            self._finish(call, None, self._late(call))
-            _cancel_if_unwanted(pack)
+            else:
+                self._finish(call, None, self._late(call))
+        self._cancel_unwanted()
         if soonest < math.inf:
             self._set_alarm(soonest)
 
@@ -368,10 +383,5 @@ class Lane:
         return DeadlineExceeded(f"{self._name} did not answer in time.")
 
 
-def _cancel_if_unwanted(pack: _Pack | None) -> None:
-    if pack is not None and pack.task is not None and not any(call.awaited for call in pack.calls):
-        pack.task.cancel()
-
-
-def _came(queue: collections.deque[Call]) -> int:
-    return queue[0].number
+def _came(queue: collections.deque[Call]) -> float:
+    return queue[0].begun

@@ -18,10 +18,11 @@ from tritonclient.utils import InferenceServerException
 
 from adapter.exceptions import RemoteException
 from adapter.runner import LocalTransport, Transport
-from adapter.triton.client import TritonClient, connect
+from adapter.triton.client import TritonClient
 from adapter.triton.engine import Engine
 from adapter.triton.export import plan, write
 from adapter.triton.manifest import Manifest
+from adapter.triton.transport import connect
 from tests.e2e.services import batching
 
 CLIENTS = 24

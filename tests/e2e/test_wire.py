@@ -19,10 +19,11 @@ import pytest
 import adapter
 from adapter.exceptions import InvalidArgument, NotFound, PayloadTypeError, RemoteException, StateException
 from adapter.runner import LocalTransport, Runner, Transport
-from adapter.triton.client import TritonClient, connect
+from adapter.triton.client import TritonClient
 from adapter.triton.engine import Engine
 from adapter.triton.export import plan, write
 from adapter.triton.manifest import Manifest
+from adapter.triton.transport import connect
 from tests.e2e.services import wire
 
 Call = Callable[[dict[str, Runner]], Any]

@@ -13,10 +13,11 @@ import pytest
 from adapter.model import Model
 from adapter.resources import Machine
 from adapter.services import Service
-from adapter.triton.client import TritonClient, connect
+from adapter.triton.client import TritonClient
 from adapter.triton.engine import Engine
 from adapter.triton.export import plan, write
 from adapter.triton.manifest import Manifest
+from adapter.triton.transport import connect
 from tests.frameworks.environments import GROUPS
 
 # collected only where they are named on the command line, as they are in the environment of their group

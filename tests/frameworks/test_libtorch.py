@@ -14,10 +14,11 @@ import adapter
 from adapter.frameworks.torchscript import undeprecated
 from adapter.resources import Machine
 from adapter.services import Service
-from adapter.triton.client import TritonClient, connect
+from adapter.triton.client import TritonClient
 from adapter.triton.conversion import Conversion
 from adapter.triton.export import plan, write
 from adapter.triton.manifest import Manifest
+from adapter.triton.transport import connect
 from tests.frameworks.conftest import EngineOf
 from tests.triton.standing_in import stand_in
 

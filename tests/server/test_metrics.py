@@ -74,23 +74,22 @@ def test_requests_are_counted() -> None:
 
 
 def test_calls_of_runners_are_counted() -> None:
-    def work(counts: ServerMetrics) -> None:
-        for failed in (False, False, True):
-            counts.call_begun("clf", "predict")
-            counts.call_ended("clf", "predict", 0.1, failed)
-        counts.call_begun("clf", "predict")
-        counts.packed("clf", "predict", 3, 40)
-        counts.flights("clf", "predict", 1)
-        counts.packed("clf", "predict", 1, 10_000)
-        counts.flights("clf", "predict", 1)
-        counts.flights("clf", "predict", -1)
-        counts.retried("clf", "predict", 3)
+    def work(metrics: ServerMetrics) -> None:
+        calls = metrics.calls("clf", "predict")
+        calls.now += 4
+        calls.departed(3, 40)
+        calls.departed(1, 10_000)
+        calls.landed()
+        calls.retried(3)
+        calls.ended([0.1, 0.3])
+        calls.ended([0.1], failed=True)
 
     found = _counted(work)
     clf = {"runner_name": "clf", "method_name": "predict"}
     assert found[_key("adapter_runner_request_total", outcome="success", **clf)] == 2
     assert found[_key("adapter_runner_request_total", outcome="failure", **clf)] == 1
     assert found[_key("adapter_runner_request_duration_seconds_count", outcome="success", **clf)] == 2
+    assert found[_key("adapter_runner_request_duration_seconds_sum", outcome="success", **clf)] == pytest.approx(0.4)
     assert found[_key("adapter_runner_request_in_progress", **clf)] == 1
     assert found[_key("adapter_runner_adaptive_batch_size_sum", **clf)] == 10_040
     assert found[_key("adapter_runner_adaptive_batch_size_bucket", le="64.0", **clf)] == 1
@@ -98,6 +97,26 @@ def test_calls_of_runners_are_counted() -> None:
     assert found[_key("adapter_runner_packed_calls_count", **clf)] == 2
     assert found[_key("adapter_runner_triton_requests_in_flight", **clf)] == 1
     assert found[_key("adapter_runner_retry_total", **clf)] == 3
+
+
+def test_a_call_that_has_only_begun_is_written_down_for_other_workers() -> None:
+    """They read the file of this one, and a call that hangs tells nothing more."""
+
+    async def main() -> float | None:
+        metrics = ServerMetrics("iris", Metrics())
+        calls = metrics.calls("clf", "predict")
+        calls.now += 1
+        calls.departed(1, 1)
+        await asyncio.sleep(0.6)
+        calls.now += 1  # it waits behind the first one
+        await asyncio.sleep(0.6)
+        labels = {**IRIS, "runner_name": "clf", "method_name": "predict"}
+        found = metrics._registry.get_sample_value("adapter_runner_request_in_progress", labels)
+        calls.ended([1.2, 0.6])
+        metrics.close()
+        return found
+
+    assert asyncio.run(main()) == 2
 
 
 def test_looking_twice_counts_once() -> None:

@@ -27,9 +27,10 @@ from adapter.exceptions import (
     TooManyRequests,
 )
 from adapter.method import MethodSpec
-from adapter.triton.client import TritonClient, TritonTransport
+from adapter.triton.client import TritonClient
 from adapter.triton.config import INTERFACE
 from adapter.triton.request import SentId, deadline, request_id
+from adapter.triton.transport import TritonTransport
 
 
 class Twice(adapter.Runnable):
