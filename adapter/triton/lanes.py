@@ -24,9 +24,8 @@ LARGE = 256 << 10  # bytes of a call that costs so much itself that packing save
 class Call:
     """One call: what is sent, how long it may take, and who waits for it.
 
-    Calls with equal `key` may share a request; `size` is the number of its items, `weight` that of its bytes. It
-    expires at `expires` (time.monotonic(), infinity for never), which is `limited` where the method's own limit is over
-    before the caller's time is.
+    Calls with equal `key` may share a request; `size` is the number of its items, `weight` that of its bytes. It may
+    take until its caller's time is over, at `until` (time.monotonic()), and `limit_s` seconds; None for ever.
     """
 
     # defaults of the class: what most calls never change costs them nothing
@@ -44,19 +43,20 @@ class Call:
         size: int,
         weight: int,
         identity: str = "",
-        expires: float = math.inf,
-        limited: bool = False,
+        until: float | None = None,
+        limit_s: float | None = None,
         alone: bool = False,
-        begun: float = 0.0,
     ) -> None:
-        self.begun = begun or time.monotonic()
+        begun = time.monotonic()
+        if limit_s is not None and (until is None or begun + limit_s < until):
+            until = begun + limit_s
+        self.begun = begun
+        self.expires = math.inf if until is None else until
         self.key = key
         self.body = body
         self.size = size
         self.weight = weight
         self.identity = identity
-        self.expires = expires
-        self.limited = limited
         # it never shares a request, or not again after one that it shared has failed
         self.alone = alone or weight > LARGE
 
@@ -191,7 +191,8 @@ class Lane:
         self._queue_of(call).append(call)
         if call.expires < self._alarm_at:
             self._set_alarm(call.expires)
-        if not self._departing and (call.alone or len(self._packs) <= self.instances) and self._may_depart():
+        # others that are sent alone do not concern this one
+        if not self._departing and (call.alone or len(self._packs) <= self.instances):
             self._depart_soon()
 
     def abandon(self, call: Call) -> None:
@@ -325,7 +326,7 @@ class Lane:
         else:
             for call in calls:
                 self._finish(call, None, self._late(call) if isinstance(error, asyncio.TimeoutError) else error)
-        if not self._departing and self._queues and self._may_depart():
+        if not self._departing and self._queues:
             self._depart_soon()
 
     def _hand_out(self, calls: Sequence[Call], results: Sequence[Any]) -> None:
@@ -375,7 +376,7 @@ class Lane:
         return [call for call in itertools.chain(waiting, flying) if call.awaited]
 
     def _late(self, call: Call) -> AdapterError:
-        if call.limited and self._limit_s is not None:
+        if self._limit_s is not None and call.expires == call.begun + self._limit_s:
             return ServiceUnavailable(
                 f"{self._name} could not answer within its max_latency_ms of {self._limit_s * 1000:g}: it is too busy, "
                 "or the limit is too low for one call."

@@ -7,8 +7,6 @@ import contextlib
 import functools
 import itertools
 import json
-import math
-import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -90,11 +88,8 @@ class Route(abc.ABC):
         """Make one request of some calls, as `Lane` wants it."""
 
     def _call(self, key: Hashable, body: Any, size: int, weight: int, *, alone: bool = False) -> Call:
-        now, until = time.monotonic(), deadline.get()
-        expires, limited = math.inf if until is None else until, False
-        if self._limit_s is not None and now + self._limit_s < expires:
-            expires, limited = now + self._limit_s, True
-        return Call(key, body, size, weight, request_id.get(), expires, limited, alone or not self._batchable, now)
+        alone = alone or not self._batchable
+        return Call(key, body, size, weight, request_id.get(), deadline.get(), self._limit_s, alone)
 
     async def _infer(
         self, request: pb.ModelInferRequest, tensors: Sequence[Sequence[bytes]], calls: Sequence[Call], limit_s: float
@@ -143,7 +138,8 @@ class _TypedRoute(Route):
             shape = array.shape
             if array.dtype is dtype and shape[1:] == rest and 0 < shape[0] <= self._most:
                 data = array.tobytes()
-                return (self._call(key, [data], shape[0], len(data)),)
+                size = len(data)
+                return (Call(key, [data], shape[0], size, request_id.get(), deadline.get(), self._limit_s),)
         arrays, extra = self.method.pack(args, kwargs)
         if self._batchable and not kwargs and not extra and len(args) == 1 and arrays[0] is args[0]:
             first = arrays[0]

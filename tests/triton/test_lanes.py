@@ -300,8 +300,8 @@ def test_each_call_times_out_alone_with_the_error_of_its_own_limit() -> None:
         engine = Stuck()
         lane = lane_to(engine, limit_s=0.02)
         now = time.monotonic()
-        short = asyncio.create_task(result_of(lane, call(1, expires=now + 0.02, limited=True)))
-        longer = asyncio.create_task(result_of(lane, call(2, expires=now + 0.06)))
+        short = asyncio.create_task(result_of(lane, call(1, until=now + 9, limit_s=0.02)))
+        longer = asyncio.create_task(result_of(lane, call(2, until=now + 0.06)))
         first = await short
         assert isinstance(first, ServiceUnavailable)
         assert "max_latency_ms of 20" in str(first)
@@ -320,7 +320,7 @@ def test_waiting_call_times_out_before_it_was_ever_sent() -> None:
         lane = lane_to(Stuck(), most=0)
         first = asyncio.create_task(result_of(lane, call(1)))
         await asyncio.sleep(0)
-        found = await result_of(lane, call(2, expires=time.monotonic() + 0.01))
+        found = await result_of(lane, call(2, until=time.monotonic() + 0.01))
         assert isinstance(found, DeadlineExceeded)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -406,8 +406,8 @@ def test_every_caller_gets_its_own_result_whatever_the_others_do(seed: int, most
                 await asyncio.sleep(0)
             kind = dice.choices(["good", "odd", "poison", "gone", "late"], [80, 5, 5, 5, 5])[0]
             body: Any = {"odd": "odd", "poison": RemoteException(f"poison {n}")}.get(kind, n)
-            expires = time.monotonic() - 1 if kind == "late" else math.inf
-            made = call(body, key=dice.randint(0, 2), size=dice.randint(1, max(1, most // 2)), expires=expires)
+            until = time.monotonic() - 1 if kind == "late" else None
+            made = call(body, key=dice.randint(0, 2), size=dice.randint(1, max(1, most // 2)), until=until)
             if kind == "gone":
                 task = asyncio.ensure_future(result_of(lane, made))
                 for _ in range(dice.randint(0, 6)):
