@@ -165,13 +165,14 @@ class Http:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """`workers` None is one for each CPU; `threads` are those of one worker, on which plain API functions run.
+    """How an HTTP server is to run; `threads` are those of one worker, on which plain API functions run.
 
+    `workers` None is one for each CPU, or for every two where the CPUs are Triton's as well.
     With `affinity` "auto" a worker keeps its threads on one CPU while they take turns, see `adapter.server.affinity`.
     Where there are `tokens`, or a `tokens_file`, every request but those for health needs one of them.
     """
 
-    workers: int | None = _is(optional(whole(1), "one for each CPU"), None)
+    workers: int | None = _is(optional(whole(1), "one for each CPU that Triton leaves"), None)
     backlog: int = _is(whole(1), DEFAULT_BACKLOG)
     threads: int = _is(whole(1, 10_000), DEFAULT_THREADS)
     affinity: Literal["auto", "none"] = _is(choice("auto", "none"), "auto")

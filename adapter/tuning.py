@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,7 +104,7 @@ def tailored(settings: Settings, service: Service) -> Settings:
     server = with_values(settings.api_server, {tuple(key.split(".")): value for key, value in given.items()})
     limit = given.get("traffic.max_concurrency")
     if limit is not None:
-        each = math.ceil(limit / (server.workers or len(os.sched_getaffinity(0))))
+        each = math.ceil(limit / (server.workers or 1))
         server = replace(server, traffic=replace(server.traffic, max_concurrency=each))
     return replace(settings, api_server=server)
 

@@ -54,7 +54,7 @@ SERVER = (
         "--api-workers",
         to="api_server.workers",
         type=_POSITIVE,
-        help="Front processes, one for each CPU unless it is said.",
+        help="Front processes; by default one for each CPU, or for every two beside a Triton that is started here.",
     ),
     _option(
         "--timeout",

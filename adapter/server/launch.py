@@ -31,6 +31,7 @@ from adapter import models
 from adapter.exceptions import ConfigException, EngineError, StateException, sentence
 from adapter.loader import load_service
 from adapter.metrics import FOLDER
+from adapter.resources import Machine
 from adapter.server import elsewhere, metrics, tls
 from adapter.server.front import STARTUP_FAILED, VARIABLE, FrontOptions
 from adapter.server.guard import tokens_of
@@ -79,12 +80,13 @@ class ServeOptions:
     reread: Callable[[], Settings] | None = None
     config: Path | None = None
 
-    @property
-    def fronts(self) -> int:
+    def fronts(self, *, beside_triton: bool) -> int:
+        """How many front processes there are: where a Triton runs beside them, it has the other half of the CPUs."""
         workers = self.settings.api_server.workers
         if self.development or (self.reload and workers is None):
             return 1
-        return workers if workers is not None else len(os.sched_getaffinity(0))
+        cpus = Machine.here().cpus
+        return workers or (max(1, cpus // 2) if beside_triton else cpus)
 
 
 def load_recorded(target: str, working_dir: Path, settings: Runners) -> tuple[Service, dict[str, str]]:
@@ -158,6 +160,8 @@ def _serve(options: ServeOptions, find_engine: Callable[[], Installation]) -> in
                     watchdog = _start_engine(stack, installation, manifest, names, traces_url, board, server)
                     engine = watchdog.engine.url
 
+        server = replace(server, workers=options.fronts(beside_triton=engine is not None))
+        options = replace(options, settings=replace(options.settings, api_server=server))
         front = FrontOptions(
             target=options.target,
             service=service.name,
@@ -455,7 +459,7 @@ class Fronts:
         return None if until is None else max(0.0, until - time.monotonic())
 
     def start(self) -> None:
-        for index in range(1, self._options.fronts + 1):
+        for index in range(1, (self._options.settings.api_server.workers or 1) + 1):
             self.processes.append(self._spawn(index))
 
     def _spawn(self, index: int) -> _Front:

@@ -11,6 +11,7 @@ import pytest
 from sklearn import datasets
 
 import adapter
+from adapter.resources import Machine
 from tests.e2e.conftest import ROOT, Serve, Served
 
 IRIS = ROOT / "examples" / "iris"
@@ -28,6 +29,10 @@ def test_curl_line_of_the_readme_gets_the_class(served: Served, api: str) -> Non
         [*command, "--data", "[[5.9, 3, 5.1, 1.8]]", f"{served.url}/{api}"], capture_output=True, check=True, text=True
     )
     assert done.stdout == "[2]"
+
+
+def test_triton_has_half_of_the_cpus(served: Served) -> None:
+    assert len(served.children("adapter.server.front")) == max(1, Machine.here().cpus // 2)
 
 
 def test_every_iris_gets_the_class_that_the_model_gives(served: Served) -> None:
