@@ -141,11 +141,15 @@ class _TypedRoute(Route):
                 size = len(data)
                 return (Call(key, [data], shape[0], size, request_id.get(), deadline.get(), self._limit_s),)
         arrays, extra = self.method.pack(args, kwargs)
-        if self._batchable and not kwargs and not extra and len(args) == 1 and arrays[0] is args[0]:
-            first = arrays[0]
-            if self.method.inputs[0].shape[0] == -1:
-                self._last = first.dtype, first.shape[1:], ("", (first.shape[1:],))
+        if len(args) == 1 and not kwargs and not extra and arrays[0] is args[0] and self._any_rows:
+            rest = arrays[0].shape[1:]
+            self._last = arrays[0].dtype, rest, ("", (rest,))
         return self._pieces(arrays, extra)
+
+    @functools.cached_property
+    def _any_rows(self) -> bool:
+        """Whether a batch may have any number of rows, for all that its first tensor says."""
+        return self._batchable and self.method.inputs[0].shape[0] == -1
 
     def _pieces(self, arrays: Sequence[Array], extra: str) -> Iterable[Call]:
         if not self._batchable:

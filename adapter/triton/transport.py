@@ -89,8 +89,7 @@ class TritonTransport:
         waits: collections.deque[Callable[[], Any]] = collections.deque()
         results = []
         for call in route.calls(args, kwargs):
-            if link is not None:
-                call.link = link
+            call.link = link
             if len(waits) == _PIECES_IN_FLIGHT:
                 results.append(waits.popleft()())
             waits.append(call.for_thread())
@@ -119,8 +118,9 @@ class TritonTransport:
         route = self._routes[method.name]
         lane, loop = route.lane, self._client.loop
         calls = route.calls(args, kwargs)
-        if link is None and type(calls) is tuple:
+        if type(calls) is tuple:  # nearly always: what follows would cost a small call as much again
             (call,) = calls
+            call.link = link
             future = call.for_task(loop)
             lane.submit(call)
             try:
@@ -129,7 +129,7 @@ class TritonTransport:
                 lane.abandon(call)
                 raise
             finally:
-                del future
+                del future  # as in `_give_up`
         waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         results = []
         try:
