@@ -39,6 +39,7 @@ _LEAKED_S = 4.0  # a version that can be unloaded is, by then: its requests on a
 _SLOW_RESTART_S = 1.0  # a worker that takes no longer to be replaced is not worth telling
 _PROVEN_S = 2.0  # what kept dying has to live this long to be called ready
 _POLL_S = 0.1
+_LEFT_S = 1.0  # an engine that nobody has been connected to for so long has no clients any more
 _RETRY_S = 1.0
 
 
@@ -98,6 +99,15 @@ class _Retired:
     engine: Engine
     until: float
     port: int
+    left: float = math.inf  # since when nobody is seen to be connected to it
+
+    def is_over(self, now: float, *, connected: bool) -> bool:
+        """Whether it can be ended: its time is over, or everybody has left.
+
+        One look does not tell that: while connections come and go, the list of the kernel may miss one that stays.
+        """
+        self.left = math.inf if connected else min(self.left, now)
+        return now > self.until or now - self.left > _LEFT_S
 
 
 class Watchdog:
@@ -244,10 +254,10 @@ class Watchdog:
         if not self._down:
             self._look_after_stubs()
         self._end_old()
-        for retired in [r for r in self._retired if time.monotonic() > r.until or not connected(r.port)]:
+        self._tell()
+        for retired in [r for r in self._retired if r.is_over(time.monotonic(), connected=connected(r.port))]:
             self._retired.remove(retired)
             self._end(retired.engine)
-        self._tell()
 
     # ---- workers --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -147,7 +148,9 @@ def test_settings_of_the_class_and_of_the_file_by_its_name_count(serve: Serve, t
     assert len(served.children("adapter.server.front")) == 2
     assert served.post("/word").text == "set"
     assert served.post("/sleep").status_code == 504
-    assert "mine_request_total" in served.get("/metrics").text
+    until = time.monotonic() + 10
+    while "mine_request_total" not in served.get("/metrics").text:  # another worker's are seen half a second later
+        assert time.monotonic() < until
     assert served.get("/docs.json").json()["info"]["x-adapter-labels"] == {"owner": "me"}
 
 
