@@ -191,8 +191,8 @@ class Lane:
         self._queue_of(call).append(call)
         if call.expires < self._alarm_at:
             self._set_alarm(call.expires)
-        # others that are sent alone do not concern this one
-        if not self._departing and (call.alone or len(self._packs) <= self.instances):
+        # with more requests under way than that, nothing but what goes alone may leave
+        if not self._departing and (len(self._packs) <= self.instances or call.alone or not self._most):
             self._depart_soon()
 
     def abandon(self, call: Call) -> None:

@@ -165,6 +165,22 @@ def test_calls_of_many_bytes_go_alone_and_several_at_a_time() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("most", "weight"), [(0, 1), (100, lanes.LARGE + 1)])
+def test_calls_that_go_alone_do_not_wait_for_those_before(most: int, weight: int) -> None:
+    async def main() -> None:
+        engine = Engine(turns=50)
+        lane = lane_to(engine, most=most)
+        tasks = []
+        for n in range(5):
+            tasks.append(asyncio.create_task(result_of(lane, call(n, weight=weight))))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert len(engine.requests) == n + 1
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
 def test_next_request_leaves_before_the_answers_of_the_last_are_handed_out() -> None:
     async def main() -> None:
         engine = Engine(turns=3)
