@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import io
 import json
 import logging
 import os
@@ -112,6 +113,9 @@ class _Server(uvicorn.Server):
 
 def main() -> int:
     """Serve until told to stop; the exit code is 1 where the service cannot be imported, else STARTUP_FAILED."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a line is one write, and does not mix with those of other workers
+            stream.reconfigure(line_buffering=True, write_through=False)
     options = FrontOptions.from_json(os.environ.pop(VARIABLE))
     settings = options.settings
     server = settings.api_server
