@@ -108,7 +108,7 @@ WAYS = ["exit", "segfault", "hang", "kill"]
 
 @pytest.mark.parametrize("entry", ["one", "two"])
 @pytest.mark.parametrize("way", WAYS)
-def test_worker_that_dies_under_load_fails_its_batch_alone(served: Served, way: str, entry: str) -> None:
+def test_worker_that_dies_under_load_fails_what_it_ran_alone(served: Served, way: str, entry: str) -> None:
     with load(served.url, {f"/{entry}": 24, "/calm": 8}) as found:
         found.wait_for_answer(f"/{entry}", time.monotonic(), 5)
         before = workers(served, entry)
@@ -123,7 +123,8 @@ def test_worker_that_dies_under_load_fails_its_batch_alone(served: Served, way: 
         wait_until(lambda: any(a.text.rpartition(" ")[2] in new for a in found.since(begun, f"/{entry}")), 8)
     assert found.failed("/calm") == []
     failed = found.failed(f"/{entry}")
-    assert len(failed) <= MOST_IN_A_BATCH
+    # a call that ends the worker does so again when it is sent once more by itself, in another batch of Triton's
+    assert len(failed) <= (1 if way == "kill" else 2) * MOST_IN_A_BATCH
     assert {(answer.status, answer.retry_after) for answer in failed} <= {(503, "1")}
 
 
